@@ -1,0 +1,289 @@
+"""The default configuration, its validation, and durations.
+
+A configuration is an `ml_collections.ConfigDict`. A file under `configs/` starts from `default()`, changes what the
+experiment needs, and returns it from `get_config`; the command line overrides single fields; `resolve` checks the whole
+and fills in what was left open.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from gkd_jax import schedules
+from gkd_jax.errors import UserError, nearest
+
+NO_TEACHER = "none"
+
+# Fields that change nothing about the result, and so do not make a run another run.
+_NEUTRAL = ("data.data_dir", "compilation_cache", "tensorboard", "plots")
+
+
+def optimizer(learning_rate: float = 0.05) -> ConfigDict:
+    """Returns the standard recipe of CIFAR distillation (RepDistiller): drops at epochs 150, 180, 210 of 240."""
+    return ConfigDict(
+        {
+            "learning_rate": learning_rate,
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 5e-4,
+            "schedule": "steps",
+            "drops": ("62.5%", "75%", "87.5%"),
+            "factor": 0.1,
+            "warmup": placeholder("0%"),
+        }
+    )
+
+
+def schedule(name: str = "constant", **given: Any) -> ConfigDict:
+    """Returns the block of a schedule; it lists the parameters of all, so that a flag can change its name.
+
+    Args:
+      name: a key of `gkd_jax.schedules.PARAMETERS`.
+      **given: its parameters; the others keep their defaults.
+    """
+    parameters = {name for parameters in schedules.PARAMETERS.values() for name in parameters}
+    block = ConfigDict({"name": name})
+    for parameter in sorted(parameters):
+        block[parameter] = placeholder(given.pop(parameter, None))
+    if given:
+        raise UserError(f"no schedule has a parameter {next(iter(given))!r}")
+    return block
+
+
+def placeholder(value: Any) -> Any:
+    """Returns a field that takes a value of any type, and may be left open."""
+    field = config_dict.placeholder(object)
+    if value is not None:
+        field.set(value)
+    return field
+
+
+def default() -> ConfigDict:
+    """Returns the default configuration: every field there is, with the standard CIFAR recipe."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 240
+    config.batch_size = 64
+    config.compare_alone = False
+    config.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
+    config.ema = 0.0
+    config.deterministic = False  # on GPU: slower, and bit-equal from run to run
+    config.checkpoint_every = 1  # epochs
+    config.compilation_cache = "auto"  # a folder of the user's cache on accelerators, none on CPU; "off"; or a path
+    config.tensorboard = True
+    config.plots = True
+    config.data = ConfigDict(
+        {
+            "source": "cifar100",
+            "data_dir": config_dict.placeholder(str),
+            "val_fraction": 0.0,
+            "split_seed": 0,
+            "pad": 4,
+            "flip": True,
+            "num_classes": config_dict.placeholder(int),
+        }
+    )
+    config.teacher = ConfigDict(
+        {
+            "model": "resnet56",
+            "checkpoint": config_dict.placeholder(str),
+            "epochs": 240,
+            "batch_size": 64,
+            "seed": 0,
+            "optimizer": optimizer(),
+        }
+    )
+    config.student = ConfigDict({"model": "resnet20"})
+    config.objective = ConfigDict(
+        {
+            "mode": "sum",
+            "ce": ConfigDict({"weight": 1.0, "label_smoothing": 0.0, "schedule": schedule()}),
+            "schedule": schedule("gompertz", peak_value=0.9),
+            "terms": ConfigDict(),
+        }
+    )
+    config.optimizer = optimizer()
+    return config
+
+
+# ------------------------------------------------------------------------------------------ durations
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ep|%|)\s*")
+
+
+def steps_in(duration: schedules.Duration, steps_per_epoch: int, total_steps: int) -> int:
+    """Returns a duration in steps.
+
+    Args:
+      duration: "20ep" is epochs, "10%" a share of the run, a plain number steps.
+      steps_per_epoch: of the run.
+      total_steps: of the run.
+
+    Raises:
+      UserError: if it is none of these.
+    """
+    match = _DURATION.fullmatch(str(duration))
+    if match is None:
+        raise UserError(f"a duration is '20ep' (epochs), '10%' (of the run) or a number of steps, not {duration!r}")
+    number, unit = float(match[1]), match[2]
+    return round(number * {"ep": steps_per_epoch, "%": total_steps / 100, "": 1}[unit])
+
+
+def steps_of(steps_per_epoch: int, epochs: int) -> Callable[[schedules.Duration], int]:
+    """Returns the function that turns durations into steps for a run."""
+    return lambda duration: steps_in(duration, steps_per_epoch, epochs * steps_per_epoch)
+
+
+# ----------------------------------------------------------------------------------------- validation
+
+
+def _between(low: float, high: float, *, open_high: bool = False) -> tuple[Callable[[Any], bool], str]:
+    if open_high:
+        return lambda v: low <= v < high, f"at least {low:g} and below {high:g}"
+    if math.isinf(high):
+        return lambda v: low <= v < high, f"a finite number, {low:g} or above"
+    return lambda v: low <= v <= high, f"between {low:g} and {high:g}"
+
+
+def _one_of(*values: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v in values, "one of " + ", ".join(repr(v) for v in values)
+
+
+def _duration(value: Any) -> bool:
+    return _DURATION.fullmatch(str(value)) is not None
+
+
+_OPTIMIZER = {
+    "learning_rate": _between(0, math.inf),
+    "momentum": _between(0, 1, open_high=True),
+    "weight_decay": _between(0, math.inf),
+    "schedule": _one_of("steps", "cosine"),
+    "factor": _between(0, 1),
+    "warmup": (_duration, "a duration such as '5ep', '2%' or 300"),
+    "drops": (lambda v: all(map(_duration, v)), "durations such as ('150ep', '75%')"),
+}
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _between(0, 2**32 - 1),
+    "epochs": _between(1, 10**6),
+    "batch_size": _between(1, 10**6),
+    "dtype": _one_of("auto", "float32", "bfloat16"),
+    "ema": _between(0, 1, open_high=True),
+    "checkpoint_every": _between(1, 10**6),
+    "data.val_fraction": _between(0, 1, open_high=True),
+    "data.split_seed": _between(0, 2**32 - 1),
+    "data.pad": _between(0, 1000),
+    "teacher.epochs": _between(1, 10**6),
+    "teacher.batch_size": _between(1, 10**6),
+    "teacher.seed": _between(0, 2**32 - 1),
+    **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
+    **{f"teacher.optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every field but those of `objective`, which `gkd_jax.objective.resolve` knows.
+
+    Raises:
+      UserError: names the field that is unknown, missing, or of another type or range than it may be.
+    """
+    reference = default()
+    _check_names(config, reference, "")
+    for path, value in leaves(config):
+        if path.startswith("objective."):
+            continue
+        expected = _get(reference, path)
+        _check_type(path, value, expected)
+        rule = _RULES.get(path)
+        if rule is not None and not rule[0](value):
+            raise UserError(f"{path} must be {rule[1]}, not {value!r}")
+
+
+def _check_names(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: str) -> None:
+    for name in config:
+        if name not in reference:
+            raise UserError(f"unknown configuration field {prefix + name!r}{nearest(name, reference)}")
+    for name in reference:
+        if name not in config:
+            raise UserError(f"the configuration lacks the field {prefix + name!r}; start from gkd_jax.config.default()")
+        # What stands below these two depends on the schedules and terms that are named there.
+        if isinstance(reference[name], ConfigDict) and prefix + name not in (
+            "objective.terms",
+            "objective.ce",
+            "objective.schedule",
+        ):
+            if not isinstance(config[name], Mapping | ConfigDict):
+                raise UserError(f"{prefix + name} must hold fields, not {config[name]!r}")
+            _check_names(config[name], reference[name], f"{prefix}{name}.")
+
+
+def _check_type(path: str, value: Any, expected: Any) -> None:
+    if expected is None or value is None:
+        return
+    allowed: tuple[type, ...] = (type(expected),)
+    if isinstance(expected, float):
+        allowed = (float, int)
+    if path.endswith(".warmup"):
+        allowed = (str, int, float)
+    if path.endswith(".drops"):
+        allowed = (tuple, list)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(expected, bool)):
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise UserError(f"{path} must be of type {names}, not {value!r}")
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every field below a configuration as (dotted path, value)."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def override_error(config: ConfigDict, path: str) -> UserError | None:
+    """Returns the error for a flag that overrides the field `path`, which `config` has not; None if it has it."""
+    place: Any = config
+    for i, name in enumerate(path.split(".")):
+        if not isinstance(place, ConfigDict) or name not in place:
+            known = list(place) if isinstance(place, ConfigDict) else []
+            where = ".".join(path.split(".")[:i]) or "the configuration"
+            has = f"{where} has: {', '.join(known)}" if known else f"{where} has no fields below it"
+            return UserError(f"unknown configuration field {path!r}{nearest(name, known)}; {has}")
+        place = place.get(name)
+    return None
+
+
+# ------------------------------------------------------------------------------------------- identity
+
+
+def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration as plain dictionaries, lists and numbers, as `json` reads it back."""
+    return json.loads(json.dumps(resolved))
+
+
+def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that make a run what it is, by dotted path: all but logging and paths of caches."""
+    return {path: value for path, value in leaves(to_json(resolved)) if path not in _NEUTRAL}
+
+
+def config_hash(resolved: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a resolved configuration, 16 hexadecimal digits; see `identity`."""
+    text = json.dumps(identity(resolved), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Returns "field: there -> here" for each field in which two resolved configurations are different runs."""
+    a, b = identity(here), identity(there)
+    return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]

@@ -1,0 +1,183 @@
+"""A data set on the host: three splits of images and labels, and what is to be done to an image."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gkd_jax.data import views
+from gkd_jax.data.checks import Arrays
+from gkd_jax.data.split import split_rows
+from gkd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels, unpadded and not normalised, as NumPy arrays.
+
+    Attributes:
+      name: the source.
+      train_images, val_images, test_images: uint8 [n, h, w, c]; the validation split may have n = 0.
+      train_labels, val_labels, test_labels: int32 [n].
+      class_names: one for each class.
+      mean, std: float32 [c], of pixels scaled to [0, 1]; of *all* training images of the source, the validation split
+        among them, so that a teacher and a student with different splits see an image alike.
+      pad: pixels of zeros around an image, of which crops are taken.
+      flip: whether mirror images are among its views.
+      val_fraction, split_seed: what the split was made with.
+      train_rows, val_rows: int32, where the examples stood among the source's training images.
+      source_digest: SHA-256 of the source's images and labels.
+      digest: SHA-256 of the three splits; neither `pad`, `flip`, `mean` nor `std` is in it.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    val_images: np.ndarray
+    val_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    pad: int
+    flip: bool
+    val_fraction: float
+    split_seed: int
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+    source_digest: str
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_views(self) -> int:
+        """Number of distinct crops and mirror images of an image."""
+        return views.num_views(self.pad, self.flip)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        _, height, width, channels = self.train_images.shape
+        return height, width, channels
+
+    def record(self) -> dict[str, Any]:
+        """Returns what to keep beside a checkpoint, as JSON can hold it: which images the network was trained on."""
+        return {
+            "source": self.name,
+            "source_digest": self.source_digest,
+            "digest": self.digest,
+            "val_fraction": self.val_fraction,
+            "split_seed": self.split_seed,
+        }
+
+    def seen_by(self, record: Mapping[str, Any]) -> int | None:
+        """Returns how many of these validation images were trained on by a network with that `record`.
+
+        Args:
+          record: from `Dataset.record` of the network's data, a teacher's for example.
+
+        Returns:
+          None if it cannot be said, since the network's images came from another source.
+        """
+        if record["source_digest"] != self.source_digest:
+            return None
+        if record["digest"] == self.digest:
+            return 0
+        labels = np.empty(len(self.train_rows) + len(self.val_rows), np.int32)
+        labels[self.train_rows], labels[self.val_rows] = self.train_labels, self.val_labels
+        seen, _ = split_rows(labels, record["val_fraction"], record["split_seed"])
+        return len(np.intersect1d(seen, self.val_rows, assume_unique=True))
+
+
+def build(
+    name: str,
+    arrays: Arrays,
+    *,
+    val_fraction: float,
+    split_seed: int,
+    pad: int,
+    flip: bool,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Dataset:
+    """Splits checked arrays and measures them.
+
+    Args:
+      name: of the source.
+      arrays: from `gkd_jax.data.checks.check`.
+      val_fraction: share of the training images to hold out, in [0, 1).
+      split_seed: see `gkd_jax.data.split.split_rows`.
+      pad: pixels of zeros a side.
+      flip: whether mirror images are views.
+      statistics: `(mean, std)` of each channel; None to compute them.
+
+    Raises:
+      UserError: if a split is empty or `pad` does not fit the images.
+    """
+    check_pad(pad, arrays.x_train.shape[1:3])
+    train, val = split_rows(arrays.y_train, val_fraction, split_seed)
+    mean, std = statistics or channel_statistics(arrays.x_train)
+    source_digest = _digest(*arrays[:4])
+    return Dataset(
+        name=name,
+        # With nothing held out the rows are all rows: no copy
+        train_images=arrays.x_train[train] if len(val) else arrays.x_train,
+        train_labels=arrays.y_train[train],
+        val_images=arrays.x_train[val],
+        val_labels=arrays.y_train[val],
+        test_images=arrays.x_test,
+        test_labels=arrays.y_test,
+        class_names=arrays.class_names,
+        mean=np.asarray(mean, np.float32),
+        std=np.asarray(std, np.float32),
+        pad=pad,
+        flip=flip,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        train_rows=train,
+        val_rows=val,
+        source_digest=source_digest,
+        # The rows and what they are rows of say as much as the images themselves, which need no second pass
+        digest=hashlib.sha256(source_digest.encode() + val.tobytes()).hexdigest(),
+    )
+
+
+def check_pad(pad: int, size: tuple[int, ...]) -> None:
+    """Raises `UserError` unless every crop of an image of that `size` (h, w), padded, shows some of it."""
+    if not 0 <= pad < min(size):
+        raise UserError(f"data.pad is {pad}; for images of {size[0]} x {size[1]} it must be 0 to {min(size) - 1}")
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation of each channel over all pixels, scaled to [0, 1]: float64 [c] each.
+
+    The deviation is at least one grey level (1/255): a constant channel becomes zero, not NaN.
+
+    Args:
+      images: uint8 [n, h, w, c].
+    """
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        # Counts are exact, so that the result depends on no order of summation; in parts, since `bincount` widens
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), 4096):
+            counts += np.bincount(images[start : start + 4096, :, :, channel].ravel(), minlength=256)
+        share = counts / counts.sum()
+        means.append(share @ levels)
+        stds.append(np.sqrt(share @ (levels - means[-1]) ** 2))
+    return np.array(means), np.maximum(stds, 1 / 255)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""Networks as pure functions.
+
+`create(name, ...)` gives a `gkd_jax.outputs.Model`; `register(name)` adds a network of one's own, of which `Conv`,
+`BatchNorm`, `ConvNorm`, `Taps` and `classify` are the parts. `linen` makes a linen module into a `Model`.
+"""
+
+from gkd_jax.models import count
+from gkd_jax.models.adapter import linen
+from gkd_jax.models.layers import BatchNorm, Compute, Conv, ConvNorm, Taps, classify
+from gkd_jax.models.registry import conv_form, create, names, register
+
+# Each of these registers its networks.
+from gkd_jax.models import mobilenet, resnet, resnet_imagenet, wide_resnet  # isort: skip
+
+__all__ = [
+    "BatchNorm",
+    "Compute",
+    "Conv",
+    "ConvNorm",
+    "Taps",
+    "classify",
+    "conv_form",
+    "count",
+    "create",
+    "linen",
+    "mobilenet",
+    "names",
+    "register",
+    "resnet",
+    "resnet_imagenet",
+    "wide_resnet",
+]

@@ -1,0 +1,91 @@
+"""Networks by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gkd_jax.errors import UserError, unknown
+from gkd_jax.models.adapter import linen
+from gkd_jax.models.layers import CONV_FORMS
+from gkd_jax.outputs import Model
+
+Build = Callable[[int, Any, str], nn.Module | Model]
+
+_BUILDS: dict[str, Build] = {}
+_DTYPES = ("float32", "bfloat16")
+_FORM_BY_PLATFORM = {"cpu": "matmul", "gpu": "matmul", "cuda": "matmul", "rocm": "matmul", "tpu": "matmul"}
+
+
+def register(name: str) -> Callable[[Build], Build]:
+    """Registers a network under `name`, by decorating a function that builds it.
+
+    The function takes `(num_classes, dtype, conv)` and returns a `Model`, or a linen module that `adapter.linen` makes
+    into one: called as `module(images, train=train, probes=probes)`, it returns `Outputs`, and its child `classifier`
+    is the last linear layer. It may ignore `dtype` and `conv`. The function itself is returned unchanged.
+
+        @models.register("tiny")
+        def tiny(num_classes, dtype, conv):
+            return Tiny(num_classes, models.Compute(dtype, conv))
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+
+    def decorate(build: Build) -> Build:
+        if name in _BUILDS:
+            raise ValueError(f"the model {name!r} is registered already")
+        _BUILDS[name] = build
+        return build
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Returns the names of the registered networks, sorted."""
+    return sorted(_BUILDS)
+
+
+def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str = "matmul") -> Model:
+    """Returns the network `name`.
+
+    Args:
+      name: one of `names()`.
+      num_classes: c, the length of the logits.
+      dtype: of activations, float32 or bfloat16; parameters, statistics and logits are float32 in either case.
+      conv: form of the convolutions, "matmul" or "plain" (`layers.convolve`), with the same variables; resolve it from
+        the platform that will run the network with `conv_form`.
+
+    Raises:
+      UserError: if no network has that name, there are fewer than two classes, or dtype or form is not one of these.
+    """
+    if name not in _BUILDS:
+        raise unknown("model", name, _BUILDS)
+    if num_classes < 2:
+        raise UserError(f"num_classes of model {name!r} is {num_classes}; it must be 2 or more")
+    if conv not in CONV_FORMS:
+        raise unknown("convolution form", conv, CONV_FORMS)
+    try:
+        known = jnp.dtype(dtype).name in _DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise unknown("compute type", str(dtype), _DTYPES)
+    built = _BUILDS[name](num_classes, jnp.dtype(dtype), conv)
+    return linen(built) if isinstance(built, nn.Module) else built
+
+
+def conv_form(platform: str) -> str:
+    """Returns the form of convolutions that is fast on `platform`: "cpu", "gpu" ("cuda", "rocm") or "tpu".
+
+    The platform is the one that will run the network, not the one that traces it: a step lowered for a TPU on a CPU
+    host must not get the CPU's form. So the caller says which, before tracing. Exports do not ask: they use "plain",
+    which other runtimes recognise.
+
+    Raises:
+      UserError: if the platform is none of these.
+    """
+    if platform not in _FORM_BY_PLATFORM:
+        raise unknown("platform", platform, _FORM_BY_PLATFORM)
+    return _FORM_BY_PLATFORM[platform]

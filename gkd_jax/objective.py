@@ -1,0 +1,298 @@
+r"""The objective: lines of (term, weight), added up to one scalar.
+
+.. math::
+
+  L = w_{ce}(t)\, CE(y, z_S) + \sum_k \lambda_k\, s_k(t)\, L_k
+
+in the mode "sum", where each line has its own schedule :math:`s_k`; in the mode "convex"
+
+.. math::
+
+  L = (1 - G(t))\, CE(y, z_S) + G(t) \sum_k \lambda_k\, L_k
+
+with one schedule G for all.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from gkd_jax import config, schedules
+from gkd_jax.errors import UserError
+from gkd_jax.losses import term as terms
+from gkd_jax.losses.term import Term
+from gkd_jax.outputs import Batch, Gradient, Outputs
+from gkd_jax.schedules import Weight
+
+Tree = Any
+
+
+class Line(NamedTuple):
+    """One line of the objective; cross-entropy is one too.
+
+    Attributes:
+      term: what is computed.
+      weight: what it is multiplied by, step by step.
+      every: compute it at every so many steps only, with `every` times the weight.
+      view: the view of the images that it sees.
+      bounds: of the stages of its schedule, as fractions of the run; None if it has none.
+    """
+
+    term: Term
+    weight: Weight
+    every: int = 1
+    view: str = "weak"
+    bounds: tuple[float, float] | None = None
+
+
+Lines = Mapping[str, Line]
+
+
+def gradients(lines: Lines) -> tuple[Gradient, ...]:
+    """Returns the gradients that the lines need, each name once."""
+    needs = (need for line in lines.values() for need in line.term.needs if isinstance(need, Gradient))
+    return tuple({gradient.name: gradient for gradient in needs}.values())
+
+
+def needs_teacher(line: Line) -> bool:
+    """Returns whether a line compares the student with anything at all."""
+    return bool(line.term.needs)
+
+
+def active(lines: Lines, step: int) -> dict[str, Line]:
+    """Returns the lines that are computed at `step`."""
+    return {name: line for name, line in lines.items() if step % line.every == 0}
+
+
+def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | None, setup: Any) -> tuple[Tree, Tree]:
+    """Returns the heads and the states of all the lines by name, given the shapes of both networks' outputs."""
+    both = {
+        name: line.term.init(jax.random.fold_in(key, i), student, teacher, setup)
+        for i, (name, line) in enumerate(lines.items())
+    }
+    return {name: heads for name, (heads, _) in both.items()}, {name: state for name, (_, state) in both.items()}
+
+
+class Reading(NamedTuple):
+    """What one line says at one step: its raw value and its weight, both scalars."""
+
+    value: Array
+    weight: Array
+
+
+def total(
+    lines: Lines,
+    heads: Tree,
+    states: Tree,
+    weights: Tree,
+    student: Mapping[str, Outputs],
+    teacher: Mapping[str, Outputs],
+    batch: Batch,
+    key: PRNGKeyArray,
+) -> tuple[Array, tuple[dict[str, Reading], Tree]]:
+    """Adds up the lines.
+
+    Args:
+      lines: those active at this step.
+      heads: trained parameters of the terms, by line.
+      states: of the terms, by line; those of inactive lines are handed through.
+      weights: parameters of the weights, by line.
+      student: the student's outputs by view.
+      teacher: the teacher's outputs by view; empty without a teacher.
+      batch: the examples.
+      key: of this step.
+
+    Returns:
+      The loss, a float32 scalar; for each line its `Reading`; the new states.
+    """
+    loss, readings, states = jnp.float32(0.0), {}, dict(states)
+    for i, (name, line) in enumerate(lines.items()):
+        values, states[name] = line.term.loss(
+            heads[name],
+            states[name],
+            student[line.view],
+            teacher.get(line.view),
+            batch,
+            jax.random.fold_in(key, i),
+        )
+        value = jnp.mean(values.astype(jnp.float32))
+        weight = jnp.asarray(line.weight.at(weights[name], batch.step), jnp.float32)
+        loss += line.every * weight * value
+        readings[name] = Reading(value, weight)
+    return loss, (readings, states)
+
+
+# ------------------------------------------------------------------------------- from a configuration
+
+_RESERVED = ("term", "weight", "every", "schedule")
+Steps = Callable[[schedules.Duration], int]
+
+
+def block(
+    name: str, *, weight: float = 1.0, every: int = 1, schedule: ConfigDict | None = None, **given: Any
+) -> ConfigDict:
+    """Returns the configuration of one line, with all the options of its term, for a configuration file.
+
+    Args:
+      name: of the term, as registered.
+      weight: what the schedule is multiplied by; 0 switches the line off.
+      every: compute it at every so many steps.
+      schedule: what `gkd_jax.config.schedule` returned; constant by default.
+      **given: options of the term; the others keep their defaults.
+
+    Raises:
+      UserError: if no term has that name or one of these options.
+    """
+    terms.create(name, **given)
+    line = ConfigDict({"term": name, "weight": float(weight), "every": every})
+    for option, value in {**terms.options(name), **given}.items():
+        line[option] = config.placeholder(value) if value is None else value
+    # A copy: one schedule may be given to several lines, and a flag changes it in one of them
+    line.schedule = config.schedule() if schedule is None else copy.deepcopy(schedule)
+    return line
+
+
+def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration `objective` with every default filled in and what is not used left out.
+
+    Args:
+      given: `mode`; `ce` with `weight`, `schedule` and options of the term "ce"; in the mode "convex" `schedule`;
+        `terms`, by label, each with `term` (the label by default), `weight`, `every`, `schedule` and the options of
+        the term.
+
+    Raises:
+      UserError: names the field that is unknown or out of range.
+    """
+    mode = given["mode"]
+    if mode not in ("sum", "convex"):
+        raise UserError(f"objective.mode must be 'sum' or 'convex', not {mode!r}")
+    resolved: dict[str, Any] = {"mode": mode}
+    if mode == "convex":
+        resolved["schedule"] = _resolve_schedule("objective.schedule", given["schedule"])
+        _check_convex(given, resolved["schedule"])
+    resolved["ce"] = _resolve_line("objective.ce", "ce", given["ce"], convex=mode == "convex")
+    resolved["terms"] = {}
+    for label, block in given["terms"].items():
+        if label == "ce":
+            raise UserError("objective.terms.ce: cross-entropy stands under objective.ce")
+        where = f"objective.terms.{label}"
+        resolved["terms"][label] = _resolve_line(where, label, block, convex=mode == "convex")
+    return resolved
+
+
+def _check_convex(given: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+    for name in ("peak_value", "value", "init_value", "end_value"):
+        if name in schedule and not 0 <= schedule[name] <= 1:
+            raise UserError(
+                f"objective.schedule.{name} must lie between 0 and 1 in the mode 'convex', not {schedule[name]}"
+            )
+    if given["ce"]["weight"] != 1:
+        raise UserError(
+            f"objective.ce.weight must be 1 in the mode 'convex', whose schedule sets it, not {given['ce']['weight']}"
+        )
+
+
+def _resolve_schedule(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    given = {k: v for k, v in block.items() if k != "name"}
+    places = itertools.count()
+
+    def in_order(duration: schedules.Duration) -> int:
+        config.steps_in(duration, 1, 1)  # says what is no duration
+        return next(places)  # whether they follow one another depends on the run, see `build`
+
+    try:
+        resolved = {"name": block["name"], **schedules.resolve(block["name"], given)}
+        schedules.create(block["name"], given, 100, in_order)  # says what is out of range
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return resolved
+
+
+def _resolve_line(where: str, label: str, block: Mapping[str, Any], convex: bool) -> dict[str, Any]:
+    name = block.get("term") or label
+    weight, every = block.get("weight", 1.0), block.get("every", 1)
+    if not (np.isfinite(weight) and weight >= 0):
+        raise UserError(f"{where}.weight must be a finite number, 0 or above, not {weight}")
+    if every < 1:
+        raise UserError(f"{where}.every must be 1 or above, not {every}")
+    schedule = _resolve_schedule(f"{where}.schedule", block.get("schedule") or {"name": "constant"})
+    if convex and schedule["name"] != "constant":
+        raise UserError(
+            f"{where}.schedule.name must be 'constant' in the mode 'convex', where objective.schedule weighs all terms,"
+            f" not {schedule['name']!r}"
+        )
+    given = {k: v for k, v in block.items() if k not in _RESERVED}
+    try:
+        terms.create(name, **given)
+        options = {**terms.options(name), **given}
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return {"term": name, "weight": float(weight), "every": every, "schedule": schedule, **options}
+
+
+def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[str, Line]:
+    """Returns the lines of a resolved configuration, without those whose weight is 0 at every step.
+
+    Args:
+      resolved: what `resolve` returned.
+      total_steps: of the run.
+      steps: turns a duration into steps.
+
+    Raises:
+      UserError: if no line is left, or none that is computed at every step.
+    """
+    blocks = {"ce": resolved["ce"], **resolved["terms"]}
+    lines = {}
+    for label, block in blocks.items():
+        curve = _curve(label, block, resolved, total_steps, steps)
+        if block["weight"] == 0 or _always_zero(curve.schedule, total_steps):
+            continue
+        options = {k: v for k, v in block.items() if k not in _RESERVED}
+        scaled = _scaled(curve.schedule, block["weight"])
+        term = terms.create(block["term"], **options)
+        lines[label] = Line(term, schedules.fixed(scaled), block["every"], bounds=curve.bounds)
+    if not lines:
+        raise UserError("objective: every weight is 0, there is nothing to learn from")
+    if min(line.every for line in lines.values()) > 1:
+        raise UserError("objective: some steps have no line at all; one line must have every = 1")
+    return lines
+
+
+def _curve(
+    label: str, block: Mapping[str, Any], resolved: Mapping[str, Any], total_steps: int, steps: Steps
+) -> schedules.Curve:
+    where = f"objective.terms.{label}.schedule" if label != "ce" else "objective.ce.schedule"
+    schedule = block["schedule"]
+    if resolved["mode"] == "convex":
+        where, schedule = "objective.schedule", resolved["schedule"]
+    parameters = {k: v for k, v in schedule.items() if k != "name"}
+    try:
+        curve = schedules.create(schedule["name"], parameters, total_steps, steps)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if resolved["mode"] == "convex" and label == "ce":
+        distilling = curve.schedule
+        return schedules.Curve(lambda count: 1.0 - distilling(count))
+    return curve
+
+
+def _scaled(schedule: optax.Schedule, factor: float) -> optax.Schedule:
+    return lambda count: factor * schedule(count)
+
+
+def _always_zero(schedule: optax.Schedule, total_steps: int) -> bool:
+    return not np.any(np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))))
+
+
+def weights_along(lines: Lines, fractions: Iterator[float] | list[float], total_steps: int) -> dict[str, list[float]]:
+    """Returns the weight of each line at each of the `fractions` of the run."""
+    counts = [round(fraction * total_steps) for fraction in fractions]
+    return {name: [float(line.weight.at(line.weight.init, count)) for count in counts] for name, line in lines.items()}

@@ -1,0 +1,47 @@
+"""The table that closes a run: what distillation brought, and what it cost."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, SupportsFloat
+
+
+class Row(NamedTuple):
+    """One network of the closing table; what is None was not measured.
+
+    Attributes:
+      name: "teacher", "student alone", "student distilled".
+      test_accuracy: as a fraction.
+      parameters: how many numbers are trained.
+      seconds: of training.
+    """
+
+    name: str
+    test_accuracy: SupportsFloat | None = None
+    parameters: int | None = None
+    seconds: SupportsFloat | None = None
+
+
+def closing_table(rows: Iterable[Row]) -> str:
+    """Returns `rows` as aligned plain-text columns, in ASCII but for the names, without a line end at the end.
+
+    >>> print(closing_table([Row("teacher", 0.9512, 23520842, 1800), Row("student alone", 0.912, 2236682)]))
+    network        test accuracy (%)  parameters  training (s)
+    -------------  -----------------  ----------  ------------
+    teacher                    95.12  23,520,842        1800.0
+    student alone              91.20   2,236,682             -
+    """
+    cells: list[tuple[str, ...]] = [("network", "test accuracy (%)", "parameters", "training (s)")]
+    for name, accuracy, parameters, seconds in rows:
+        cells.append(
+            (
+                name,
+                "-" if accuracy is None else f"{100 * float(accuracy):.2f}",
+                "-" if parameters is None else f"{parameters:,}",
+                "-" if seconds is None else f"{float(seconds):.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join([cell[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cell[1:], widths[1:], strict=True))])
+        for cell in cells
+    )

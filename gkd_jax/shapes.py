@@ -1,0 +1,65 @@
+"""What a run would do, without data or training: sizes of both networks, and the weight of every line over the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gkd_jax import config, data, models, objective
+from gkd_jax.models import count
+
+_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def describe(resolved: Mapping[str, Any]) -> str:
+    """Returns the report of `--mode=shapes` for a resolved configuration.
+
+    Raises:
+      UserError: if the data set cannot be described, or does not fit the configuration.
+    """
+    fields = resolved["data"]
+    known = data.describe(
+        fields["source"],
+        val_fraction=fields["val_fraction"],
+        pad=fields["pad"],
+        flip=fields["flip"],
+        num_classes=fields["num_classes"],
+        data_dir=fields["data_dir"],
+    )
+    per_epoch = data.steps_per_epoch(known.num_train, resolved["batch_size"])
+    total = per_epoch * resolved["epochs"]
+    dropped = known.num_train - per_epoch * resolved["batch_size"]
+    h, w, c = known.image_shape
+    parts = [
+        f"data      {known.name}: {h}x{w}x{c}, {known.num_classes} classes, {known.num_train:,} training, "
+        f"{known.num_val:,} validation, {known.num_test:,} test images, {known.num_views} views an image",
+        f"run       {resolved['epochs']} epochs of {per_epoch:,} steps = {total:,} steps of {resolved['batch_size']} "
+        f"images" + (f"; the last {dropped} images of an epoch are left out" if dropped else ""),
+    ]
+    for role in ("teacher", "student"):
+        name = resolved[role]["model"]
+        if name != config.NO_TEACHER:
+            parts += _network(role, name, known)
+    lines = objective.build(resolved["objective"], total, config.steps_of(per_epoch, resolved["epochs"]))
+    return "\n".join([*parts, "", *_weights(lines, total)])
+
+
+def _network(role: str, name: str, known: data.Description) -> list[str]:
+    size = count.summary(models.create(name, num_classes=known.num_classes), known.image_shape)
+    stages = "  ".join(f"{h}x{w}x{k}" for h, w, k in size.features)
+    embedding = "" if size.embedding is None else f", embedding {size.embedding}"
+    return [
+        f"{role:9} {name}: {size.parameters:,} parameters, {size.macs / 1e6:,.1f} million MACs an image{embedding}",
+        f"          features (height x width x channels): {stages}",
+    ]
+
+
+def _weights(lines: objective.Lines, total: int) -> list[str]:
+    head = "weight of each line at" + " " * 6 + "".join(f"{fraction:>10.0%}" for fraction in _FRACTIONS)
+    rows = [head]
+    for name, weights in objective.weights_along(lines, list(_FRACTIONS), total).items():
+        line = lines[name]
+        every = f" every {line.every} steps, x {line.every}" if line.every > 1 else ""
+        stages = ""
+        if line.bounds is not None:
+            stages = f"   rapid from {line.bounds[0]:.1%} to {line.bounds[1]:.1%}"
+        rows.append(f"  {name:<26}" + "".join(f"{weight:>10.4g}" for weight in weights) + every + stages)
+    return rows

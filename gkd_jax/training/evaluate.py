@@ -1,0 +1,60 @@
+"""Accuracy of a network on a split, counted on the device in batches of one shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from gkd_jax import data
+from gkd_jax.outputs import Model, Variables
+
+_BATCH = 1000
+
+
+class Evaluator:
+    """Counts a network's correct predictions on the same images again and again."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: np.ndarray,
+        labels: np.ndarray,
+        mean: np.ndarray,
+        std: np.ndarray,
+        devices: list[jax.Device],
+    ):
+        """Puts the images on the devices, shared out among them.
+
+        Args:
+          model: the network.
+          images: uint8 [n, h, w, c], n above 0.
+          labels: int32 [n].
+          mean: of each channel.
+          std: likewise.
+          devices: to share each batch out among.
+        """
+        self._count = len(images)
+        batches = -(-len(images) // _BATCH)
+        size = -(-len(images) // batches)
+        size += -size % len(devices)
+        missing = batches * size - len(images)
+        # Padded with images of no class: one shape for all batches, and none of them counts.
+        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
+        mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
+        sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self._batches = [
+            (jax.device_put(images[i : i + size], sharded), jax.device_put(labels[i : i + size], sharded))
+            for i in range(0, len(images), size)
+        ]
+
+        def correct(variables: Variables, images: UInt8[Array, "b h w c"], labels: Int[Array, " b"]) -> Int[Array, ""]:
+            outputs, _ = model.apply(variables, data.normalise(images, mean, std), train=False)
+            return jnp.sum(jnp.argmax(outputs.logits, -1) == labels)
+
+        self._correct = jax.jit(correct)
+
+    def __call__(self, variables: Variables) -> float:
+        """Returns the share of the images that the network with these variables classifies correctly."""
+        counts = [self._correct(variables, images, labels) for images, labels in self._batches]
+        return int(sum(jax.device_get(counts))) / self._count

@@ -1,0 +1,157 @@
+"""A trained network, read back from the directory of its run."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gkd_jax import data, models
+from gkd_jax.data import Dataset
+from gkd_jax.errors import UserError
+from gkd_jax.outputs import Model, Variables
+from gkd_jax.training import checkpoint
+
+CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """A network with all that is needed to use it.
+
+    Attributes:
+      config: the run's configuration, resolved.
+      class_names: in the order of the network's outputs.
+      image_shape: height, width and channels of the images it takes.
+      mean, std: of each channel, as shares of full brightness.
+      model: pure functions.
+      variables: for `model.apply`; the averages, where the run kept any.
+      step: how many steps it was trained for.
+      record: which images it was trained on, see `Dataset.record`.
+    """
+
+    config: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray
+    std: np.ndarray
+    model: Model
+    variables: Variables
+    step: int
+    record: Mapping[str, Any]
+    _probabilities: Callable[[Variables, np.ndarray], jax.Array] = dataclasses.field(init=False, repr=False)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns the probability of each class for each image.
+
+        Args:
+          images: uint8 [n, h, w, c], or [n, h, w] if the network takes one channel; n may be 0.
+
+        Returns:
+          float32 [n, classes]; each row adds up to 1.
+
+        Raises:
+          ValueError: if the images are of another shape or type.
+        """
+        images = np.asarray(images)
+        if images.ndim == 3 and self.image_shape[2] == 1:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
+            h, w, c = self.image_shape
+            raise ValueError(f"images must be uint8 [n, {h}, {w}, {c}], not {images.dtype} {list(images.shape)}")
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
+            # One shape for every batch, however many images there are: compiled once
+            padded = np.concatenate([part, np.zeros((_BATCH - len(part), *self.image_shape), np.uint8)])
+            parts.append(np.asarray(self._probabilities(self.variables, padded))[: len(part)])
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
+
+    def __post_init__(self) -> None:
+        def probabilities(variables: Variables, images: jax.Array) -> jax.Array:
+            outputs, _ = self.model.apply(variables, data.normalise(images, self.mean, self.std), train=False)
+            return jax.nn.softmax(outputs.logits)
+
+        object.__setattr__(self, "_probabilities", jax.jit(probabilities))  # the dataclass is frozen
+
+
+def network(config: Mapping[str, Any], num_classes: int) -> Model:
+    """Returns the network that a run with this configuration trains, for the machine's own devices."""
+    form = models.conv_form(jax.default_backend())
+    return models.create(config["student"]["model"], num_classes=num_classes, dtype=config["dtype"], conv=form)
+
+
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """Returns what a network must know of its data, as JSON can hold it: the content of `data.json`."""
+    return {
+        **dataset.record(),
+        "num_examples": len(dataset.train_images),
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mean": [float(x) for x in dataset.mean],
+        "std": [float(x) for x in dataset.std],
+    }
+
+
+def read(file: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; is {file.parent} the directory of a run?") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
+    """Returns the student of a run, as it was after the last epoch (averaged, with `ema` on).
+
+    Args:
+      workdir: the run's directory.
+      averaged: whether to take the averages, where there are any.
+
+    Raises:
+      UserError: if it is not the directory of a run, or its checkpoint is missing or damaged.
+    """
+    workdir = pathlib.Path(workdir)
+    config, known = read(workdir / CONFIG), read(workdir / DATA)
+    try:
+        model = network(config, len(known["class_names"]))
+        image_shape, mean, std = (
+            tuple(known["image_shape"]),
+            np.asarray(known["mean"], np.float32),
+            np.asarray(known["std"], np.float32),
+        )
+        ema = bool(config["ema"]) and averaged
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{workdir}: {CONFIG} or {DATA} is not what gkd_jax wrote there (no {error})") from error
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    kept = {name: shapes[name] for name in ("params", "batch_stats") if name in shapes}
+    wanted = {"ema": kept} if ema else kept
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    store = checkpoint.Checkpoints(workdir / CHECKPOINTS)
+    step = store.latest
+    if step is None:
+        raise UserError(f"{workdir / CHECKPOINTS}: no checkpoint here; start the run again to train")
+    tree = store.load(checkpoint.abstract_like(wanted, device), step, partial=True)
+    store.close()
+    return Finished(
+        config=config,
+        class_names=tuple(known["class_names"]),
+        image_shape=(image_shape[0], image_shape[1], image_shape[2]),
+        mean=mean,
+        std=std,
+        model=model,
+        variables=tree["ema"] if ema else tree,
+        step=step,
+        record=known,
+    )

@@ -1,0 +1,187 @@
+"""What a run computes: a network, its data and its objective, compiled for the machine's devices."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from gkd_jax import data, objective
+from gkd_jax.config import steps_of
+from gkd_jax.data import Dataset
+from gkd_jax.objective import Lines
+from gkd_jax.outputs import Batch, Setup, Variables
+from gkd_jax.training import finished, optimizer
+from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
+from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
+from gkd_jax.training.teacher import Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One network to be trained in one directory.
+
+    Attributes:
+      name: for the terminal.
+      config: of the run, resolved; its "student" is the network that is trained.
+      workdir: where it leaves everything.
+      dataset: what it learns from.
+      teacher: whom it learns from; None without distillation.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    workdir: pathlib.Path
+    dataset: Dataset
+    teacher: Teacher | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of full batches in an epoch."""
+        return data.steps_per_epoch(len(self.dataset.train_images), self.config["batch_size"])
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the run."""
+        return self.config["epochs"] * self.steps_per_epoch
+
+    def lines(self) -> dict[str, objective.Line]:
+        """Returns the lines of the objective."""
+        steps = steps_of(self.steps_per_epoch, self.config["epochs"])
+        return objective.build(self.config["objective"], self.total_steps, steps)
+
+    def learning_rate(self) -> Callable[[Any], Any]:
+        """Returns the learning rate by step."""
+        steps = steps_of(self.steps_per_epoch, self.config["epochs"])
+        return optimizer.learning_rate(self.config["optimizer"], self.total_steps, steps)
+
+
+class Program:
+    """A job's compiled functions and what they read, on its devices."""
+
+    def __init__(self, job: Job):
+        config, dataset = job.config, job.dataset
+        self.job = job
+        self.lines: Lines = job.lines()
+        self.rate = job.learning_rate()
+        self.tx = optimizer.sgd(config["optimizer"], self.rate)
+        self.networks = Networks(
+            finished.network(config, dataset.num_classes),
+            job.teacher.model if job.teacher else None,
+            job.teacher.variables if job.teacher else {},
+        )
+        # The most devices that share a batch evenly
+        devices = jax.devices()
+        devices = devices[: max(n for n in range(1, len(devices) + 1) if config["batch_size"] % n == 0)]
+        self.mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+        self.devices = devices
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.by_column = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        self.key = jax.random.key(config["seed"], impl="threefry2x32")
+        self._compiled: dict[tuple[str, ...], TrainStep] = {}
+
+    def place(self, tree: Any) -> Any:
+        """Returns a tree on all devices."""
+        return jax.device_put(tree, self.replicated)
+
+    def initial(self) -> tuple[Callable[[], tuple[TrainState, Variables]], Any]:
+        """Returns the function that builds the first state, and the shapes of what it builds."""
+        job = self.job
+        setup = Setup(
+            num_classes=job.dataset.num_classes,
+            num_examples=len(job.dataset.train_labels),
+            steps_per_epoch=job.steps_per_epoch,
+            labels=jnp.asarray(job.dataset.train_labels),
+            teacher_kernel=job.teacher.kernel if job.teacher else None,
+            teacher_bias=job.teacher.bias if job.teacher else None,
+        )
+        images = jax.ShapeDtypeStruct((job.config["batch_size"], *job.dataset.image_shape), jnp.float32)
+        build = functools.partial(
+            init_state,
+            lines=self.lines,
+            optimizer=self.tx,
+            images=images,
+            epochs=job.config["epochs"],
+            ema=job.config["ema"] > 0,
+        )
+
+        def begin(key: Any, teacher: Variables, setup: Setup) -> tuple[TrainState, Variables]:
+            networks = self.networks._replace(teacher_variables=teacher)
+            return build(key, networks, setup=setup)
+
+        # Counts are static, arrays are arguments: a constant of that size would be compiled in
+        static = {"num_classes", "num_examples", "steps_per_epoch"}
+        counts = {k: v for k, v in setup._asdict().items() if k in static}
+        arrays = {k: v for k, v in setup._asdict().items() if k not in static}
+
+        def begin_with(key: Any, teacher: Variables, arrays: dict[str, Any]) -> tuple[TrainState, Variables]:
+            return begin(key, teacher, Setup(**counts, **arrays))
+
+        given = (self.key, self.networks.teacher_variables, arrays)
+        jitted = jax.jit(begin_with, out_shardings=self.replicated)
+        return (lambda: jitted(*given)), jax.eval_shape(begin_with, *given)
+
+    def plan(self, epoch: int) -> Plan:
+        """Returns what is seen in an epoch, from 0."""
+        index, view = self._plan(jax.random.fold_in(self.key, PLAN), epoch)
+        return Plan(index, view)
+
+    @functools.cached_property
+    def _plan(self) -> Callable[..., tuple[Array, Array]]:
+        job = self.job
+        draw = functools.partial(
+            data.epoch_plan,
+            num_examples=len(job.dataset.train_labels),
+            batch_size=job.config["batch_size"],
+            num_views=job.dataset.num_views,
+        )
+        return jax.jit(draw, out_shardings=self.by_column)
+
+    def make_batch(self) -> MakeBatch:
+        """Returns the function that gathers a batch from the images on the device."""
+        dataset = self.job.dataset
+        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+
+        def make(fixed: Fixed, index: Int[Array, " b"], view: Int[Array, " b"], step: Int[Array, ""]) -> Batch:
+            crops = data.crop_flip(fixed.images, index, view, pad=dataset.pad, flip=dataset.flip)
+            crops = jax.lax.with_sharding_constraint(crops, rows)
+            labels = fixed.labels[index]
+            return Batch(
+                images={"weak": data.normalise(crops, dataset.mean, dataset.std)},
+                labels=labels,
+                targets=jax.nn.one_hot(labels, dataset.num_classes),
+                index=index,
+                view=view,
+                step=step,
+            )
+
+        return make
+
+    def step_at(self, step: int, state: TrainState, plan: Plan, fixed: Fixed) -> TrainStep:
+        """Returns the compiled step for the lines that are active at `step`."""
+        lines = objective.active(self.lines, step)
+        names = tuple(lines)
+        if names not in self._compiled:
+            pure = make_step(
+                self.networks,
+                lines,
+                self.tx,
+                self.make_batch(),
+                ema=self.job.config["ema"],
+                every=self.lines,
+            )
+            jitted = jax.jit(pure, donate_argnums=0, out_shardings=self.replicated)
+            self._compiled[names] = jitted.lower(state, plan, fixed).compile()
+        return self._compiled[names]
+
+    def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
+        """Compiles every variant of the step before the clock of the throughput starts."""
+        period = math.lcm(*(line.every for line in self.lines.values()))
+        for step in range(start, min(start + period, self.job.total_steps)):
+            self.step_at(step, state, plan, fixed)

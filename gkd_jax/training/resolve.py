@@ -1,0 +1,45 @@
+"""From a configuration as it was written to the one that is run: every field checked and filled in."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gkd_jax import config, models, objective
+from gkd_jax.errors import UserError, unknown
+
+
+def resolve(given: ConfigDict) -> dict[str, Any]:
+    """Returns `given` as plain dictionaries, with every default filled in and what is not used left out.
+
+    "auto" becomes the compute type of the machine at hand, and each schedule keeps its own parameters alone, so that
+    the result is the record of what was run.
+
+    Raises:
+      UserError: names the field that is unknown, or of another type or range than it may be.
+    """
+    config.check(given)
+    resolved = config.to_json(given.to_dict())
+    for field in ("teacher", "student"):
+        name = resolved[field]["model"]
+        known = [*models.names(), *([config.NO_TEACHER] if field == "teacher" else [])]
+        if name not in known:
+            raise UserError(f"{field}.model: {unknown('model', name, known)}")
+    resolved["objective"] = config.to_json(objective.resolve(resolved["objective"]))
+    if resolved["dtype"] == "auto":
+        resolved["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    _check_teacher(resolved)
+    return resolved
+
+
+def _check_teacher(resolved: dict[str, Any]) -> None:
+    """Raises `UserError` if there is no teacher but a term that needs one."""
+    if resolved["teacher"]["model"] != config.NO_TEACHER:
+        return
+    needing = [label for label, term in resolved["objective"]["terms"].items() if term["weight"]]
+    if needing:
+        raise UserError(
+            f"teacher.model is {config.NO_TEACHER!r}, but objective.terms.{needing[0]} has a weight and needs a teacher"
+        )
+    if resolved["teacher"]["checkpoint"]:
+        raise UserError("teacher.checkpoint is given, but teacher.model is 'none'")

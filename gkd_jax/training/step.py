@@ -1,0 +1,175 @@
+"""One training step, where the picture closes.
+
+row of the plan -> batch -> teacher's outputs -> student's outputs -> lines -> gradient -> update
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+
+from gkd_jax import objective
+from gkd_jax.objective import Lines, Reading
+from gkd_jax.outputs import Batch, Outputs, Variables, stop_gradient
+from gkd_jax.training.forward import forward
+from gkd_jax.training.state import LineMetrics, Metrics, Networks, TrainState
+
+Tree = Any
+
+
+class Plan(NamedTuple):
+    """The examples of an epoch: which, and in which view, [steps, batch] each."""
+
+    index: Int[Array, "s b"]  # type: ignore[assignment]  # hides tuple.index
+    view: Int[Array, "s b"]
+
+
+class Fixed(NamedTuple):
+    """What every step reads and none changes: arguments of the step, never part of a checkpoint.
+
+    Attributes:
+      images: of the training split, padded once, [n h w k].
+      labels: of the training split, [n].
+      teacher: the teacher's variables; {} without one.
+      frozen: what of the student's variables is not trained.
+    """
+
+    images: UInt8[Array, "n h w k"]
+    labels: Int[Array, " n"]
+    teacher: Variables = {}
+    frozen: Variables = {}
+
+
+MakeBatch = Callable[[Fixed, Int[Array, " b"], Int[Array, " b"], Int[Array, ""]], Batch]
+TrainStep = Callable[[TrainState, Plan, Fixed], TrainState]
+
+
+def make_step(
+    networks: Networks,
+    lines: Lines,
+    optimizer: optax.GradientTransformation,
+    make_batch: MakeBatch,
+    *,
+    ema: float = 0.0,
+    every: Lines | None = None,
+) -> TrainStep:
+    """Returns the step that computes `lines`, a pure function to be jitted with its state donated.
+
+    Args:
+      networks: the student, and the teacher if any line needs it (its variables are read from `Fixed`).
+      lines: those active at this step.
+      optimizer: of the student's parameters and the terms' heads.
+      make_batch: `(fixed, index, view, step) -> Batch`.
+      ema: decay of the moving averages; 0 keeps none.
+      every: all the lines of the run, where `lines` are but some of them.
+    """
+    order = tuple(lines if every is None else every)
+    views = sorted({line.view for line in lines.values()})
+    wanted = objective.gradients(lines)
+    taught = networks.teacher is not None and any(objective.needs_teacher(line) for line in lines.values())
+
+    def teach(batch: Batch, fixed: Fixed, key: PRNGKeyArray) -> dict[str, Outputs]:
+        if networks.teacher is None or not taught:
+            return {}
+        return {
+            view: stop_gradient(
+                batch.teacher[view]
+                if view in batch.teacher
+                else forward(
+                    networks.teacher, fixed.teacher, batch.images[view], wanted, train=False, batch=batch, key=key
+                )[0]
+            )
+            for view in views
+        }
+
+    def step(state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
+        key = jax.random.fold_in(state.key, state.step)
+        row = state.step % plan.index.shape[0]
+        batch = make_batch(fixed, plan.index[row], plan.view[row], state.step)
+        teacher = teach(batch, fixed, key)
+
+        def loss_of(trained: Tree) -> tuple[Array, tuple[dict[str, Reading], Tree, Tree, Array]]:
+            statistics, student = state.batch_stats, {}
+            for view in views:
+                variables = {"params": trained["params"], "batch_stats": statistics, **fixed.frozen}
+                student[view], statistics = forward(
+                    networks.student,
+                    variables,
+                    batch.images[view],
+                    wanted,
+                    train=True,
+                    batch=batch,
+                    teacher_logits=teacher[view].logits if teacher else None,
+                    key=key,
+                )
+            loss, (readings, terms) = objective.total(
+                lines, trained["heads"], state.terms, state.weights, student, teacher, batch, key
+            )
+            correct = jnp.sum(jnp.argmax(student[views[0]].logits, -1) == batch.labels)
+            return loss, (readings, terms, statistics, correct)
+
+        (loss, (readings, terms, statistics, correct)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+        updates, opt = optimizer.update(grads, state.opt, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        return dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=trained["params"],
+            heads=trained["heads"],
+            batch_stats=statistics,
+            terms=terms,
+            opt=opt,
+            ema=_averaged(state, {"params": trained["params"], "batch_stats": statistics}, ema),
+            metrics=_added(state.metrics, loss, correct, batch.labels.shape[0], readings, fresh=row == 0),
+            first_nonfinite=_first_nonfinite(state, order, readings, optax.global_norm(grads)),
+        )
+
+    return step
+
+
+def _averaged(state: TrainState, new: Tree, decay: float) -> Tree:
+    if not decay:
+        return state.ema
+    # The average warms up, so that the first steps' parameters do not weigh on it for 1 / (1 - decay) steps.
+    count = state.step.astype(jnp.float32)
+    decay_now = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    return optax.incremental_update(new, state.ema, 1.0 - decay_now)
+
+
+def _added(
+    old: Metrics, loss: Array, correct: Array, examples: int, readings: dict[str, Reading], fresh: Array
+) -> Metrics:
+    """Adds one step to the epoch's sums, which begin anew at a `fresh` epoch."""
+    old = jax.tree.map(lambda x: jnp.where(fresh, jnp.zeros_like(x), x), old)
+    lines = {
+        name: LineMetrics(sums.value + readings[name].value, sums.count + 1.0, readings[name].weight)
+        if name in readings
+        else sums
+        for name, sums in old.lines.items()
+    }
+    return Metrics(
+        loss=old.loss + loss,
+        correct=old.correct + correct,
+        examples=old.examples + examples,
+        steps=old.steps + 1.0,
+        lines=lines,
+    )
+
+
+def _first_nonfinite(
+    state: TrainState, order: tuple[str, ...], readings: dict[str, Reading], gradient_norm: Array
+) -> Array:
+    """Returns where the first value that is not finite was seen, over the whole run so far."""
+    bad = [
+        ~(jnp.isfinite(readings[name].value) & jnp.isfinite(readings[name].weight))
+        if name in readings
+        else jnp.array(False)
+        for name in order
+    ]
+    all_bad = jnp.stack([*bad, ~jnp.isfinite(gradient_norm)])
+    here = jnp.stack([state.step, jnp.argmax(all_bad).astype(jnp.int32)])
+    return jnp.where((state.first_nonfinite[0] < 0) & jnp.any(all_bad), here, state.first_nonfinite)

@@ -1,0 +1,88 @@
+"""The teacher: a finished network, fitted to a student's run."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from gkd_jax import data
+from gkd_jax.data import Dataset
+from gkd_jax.errors import UserError
+from gkd_jax.outputs import Model, Variables
+from gkd_jax.training.finished import Finished, load
+
+
+class Teacher(NamedTuple):
+    """A network that is asked and never changed.
+
+    Attributes:
+      model, variables: with BatchNorm folded into the convolutions, where the network has such a form.
+      kernel, bias: of its classifier.
+      finished: as it was loaded.
+    """
+
+    model: Model
+    variables: Variables
+    kernel: Array
+    bias: Array
+    finished: Finished
+
+
+def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset) -> Teacher:
+    """Returns the network of a finished run as the teacher of a student on `dataset`.
+
+    Args:
+      workdir: the teacher's run.
+      name: the network that the configuration says it is.
+      dataset: the student's.
+
+    Raises:
+      UserError: if the run is not finished, or its network is another one or made for other images or classes.
+    """
+    finished = load(workdir)
+    held = finished.config["student"]["model"]
+    if held != name:
+        raise UserError(f"teacher.model is {name!r}, but {workdir} holds a {held!r}")
+    if len(finished.class_names) != dataset.num_classes:
+        raise UserError(
+            f"{workdir}: the teacher knows {len(finished.class_names)} classes, but {dataset.name} has "
+            f"{dataset.num_classes}; teacher and student need the same classes"
+        )
+    if finished.image_shape != dataset.image_shape:
+        raise UserError(
+            f"{workdir}: the teacher takes images of {finished.image_shape}, but those of {dataset.name} are "
+            f"{dataset.image_shape}"
+        )
+    if not (np.array_equal(finished.mean, dataset.mean) and np.array_equal(finished.std, dataset.std)):
+        raise UserError(
+            f"{workdir}: the teacher's images were normalised by mean {finished.mean} and std {finished.std}, those of "
+            f"{dataset.name} are by {dataset.mean} and {dataset.std}; teacher and student need the same"
+        )
+    total = finished.config["epochs"] * data.steps_per_epoch(
+        finished.record["num_examples"], finished.config["batch_size"]
+    )
+    if finished.step < total:
+        raise UserError(
+            f"{workdir}: this teacher has not finished, it is at step {finished.step} of {total}; start its run again"
+        )
+    kernel, bias = finished.model.classifier(finished.variables)
+    model, variables = finished.model, finished.variables
+    if model.fold is not None:
+        model, variables = model.fold(variables)
+    return Teacher(model, variables, kernel, bias, finished)
+
+
+def leak(dataset: Dataset, finished: Finished) -> str | None:
+    """Returns what to warn of if the teacher was trained on the student's validation images; None if it was not."""
+    if not len(dataset.val_images):
+        return None
+    seen = dataset.seen_by(finished.record)
+    if seen is None:
+        return f"the teacher was trained on {finished.record['source']}; it may know the validation images"
+    if seen:
+        return (
+            f"the teacher was trained on {seen} of the {len(dataset.val_images)} validation images, accuracies on them "
+            "are too high; use the same data.val_fraction and data.split_seed for both"
+        )
+    return None

@@ -1,0 +1,35 @@
+"""What every test runs under: JAX made strict, two CPU devices, compiled functions kept between runs."""
+
+import os
+import pathlib
+import platform
+
+import jax
+import jaxlib
+import pytest
+
+# One folder for each jaxlib and machine: compiled code of another crashes.
+_CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", pathlib.Path(__file__).parent.parent / ".cache")) / (
+    f"jaxlib-{jaxlib.__version__}-{platform.machine()}"
+)
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A key of the generator that compiles fastest; its numbers differ between versions of jaxlib."""
+    return jax.random.key(0, impl="rbg")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The optional folder of real CIFAR images, from GKD_DATA_DIR or beside the repository."""
+    folder = pathlib.Path(os.environ.get("GKD_DATA_DIR", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of CIFAR images at {folder}; set GKD_DATA_DIR")
+    return folder

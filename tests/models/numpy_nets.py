@@ -1,0 +1,110 @@
+"""The networks' eval mode once more, in NumPy and in the order of the papers' figures, on our variables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def conv(x, kernel, stride=1, groups=1):
+    """Slides the kernel over x, NHWC and HWIO, padded by half its side."""
+    size, width, out = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+    x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+    rows, columns = ((side - size) // stride + 1 for side in x.shape[1:3])
+    y = np.zeros((x.shape[0], rows, columns, out), x.dtype)
+    for r in range(rows):
+        for c in range(columns):
+            window = x[:, r * stride : r * stride + size, c * stride : c * stride + size]
+            for g in range(groups):
+                o = slice(g * out // groups, (g + 1) * out // groups)
+                y[:, r, c, o] = np.einsum("bijk,ijko->bo", window[..., g * width : (g + 1) * width], kernel[..., o])
+    return y
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+class Variables:
+    """Parameters and statistics by path, and the layers that read them."""
+
+    def __init__(self, variables):
+        self.params, self.stats = (jax.tree.map(np.asarray, variables[name]) for name in ("params", "batch_stats"))
+
+    def at(self, name):
+        return Variables({"params": self.params[name], "batch_stats": self.stats.get(name, {})})
+
+    def norm(self, name, x):
+        p, s = self.params[name], self.stats[name]
+        return (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    def conv_norm(self, name, x, stride=1, groups=1):
+        child = self.at(name)
+        return child.norm("norm", conv(x, child.params["conv"]["kernel"], stride, groups))
+
+    def linear(self, x):
+        p = self.params["classifier"]
+        return x.mean((1, 2)) @ p["kernel"] + p["bias"]
+
+
+def resnet(variables, x, blocks, bottleneck):
+    """Two basic or bottleneck stages behind the stem."""
+    net = Variables(variables)
+    x = relu(net.conv_norm("stem", x))
+    for stage in (1, 2):
+        for i in range(blocks[stage - 1]):
+            block, stride = net.at(f"stage{stage}_block{i + 1}"), 2 if stage == 2 and i == 0 else 1
+            if bottleneck:
+                h = relu(block.conv_norm("conv2", relu(block.conv_norm("conv1", x)), stride))
+                h = block.conv_norm("conv3", h)
+            else:
+                h = block.conv_norm("conv2", relu(block.conv_norm("conv1", x, stride)))
+            if "shortcut" in block.params:
+                x = block.conv_norm("shortcut", x, stride)
+            x = relu(x + h)
+    return net.linear(x)
+
+
+def wide_resnet(variables, x, blocks):
+    net = Variables(variables)
+    x = conv(x, net.params["stem"]["kernel"])
+    for stage in (1, 2, 3):
+        for i in range(blocks):
+            block, stride = net.at(f"stage{stage}_block{i + 1}"), 2 if stage > 1 and i == 0 else 1
+            active = relu(block.norm("norm1", x))
+            h = relu(block.conv_norm("conv1", active, stride))
+            h = conv(h, block.params["conv2"]["kernel"])
+            if "shortcut" in block.params:
+                x = conv(active, block.params["shortcut"]["kernel"], stride)
+            x = x + h
+    return net.linear(relu(net.norm("norm", x)))
+
+
+def mobilenetv2(variables, x):
+    net = Variables(variables)
+    x = relu(net.conv_norm("stem", x, 2))
+    for group, (blocks, first) in enumerate(((1, 1), (2, 1), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)), 1):
+        for i in range(blocks):
+            block, stride = net.at(f"group{group}_block{i + 1}"), first if i == 0 else 1
+            h = relu(block.conv_norm("expand", x))
+            h = relu(block.conv_norm("depthwise", h, stride, groups=h.shape[-1]))
+            h = block.conv_norm("project", h)
+            x = x + h if i > 0 else h
+    return net.linear(relu(net.conv_norm("head", x)))
+
+
+def random_variables(model, image_shape, seed=0):
+    """Returns variables of `model` with every value random, statistics too, and activations of about unit size."""
+    rng = np.random.default_rng(seed)
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            values = rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        elif kind in ("scale", "var"):
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values = rng.normal(size=leaf.shape) * 0.3
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), images))

@@ -1,0 +1,109 @@
+"""The networks against published sizes: reference/architectures.csv, counted on mdistiller's own code.
+
+Its two rows that are not from there, resnet8 and mobilenetv2, are counted by formula below.
+"""
+
+import csv
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gkd_jax import models
+from gkd_jax.models import count
+
+_FILE = pathlib.Path(__file__).parents[1] / "reference" / "architectures.csv"
+with _FILE.open() as _lines:
+    ROWS = {row["name"]: row for row in csv.DictReader(_lines)}
+
+
+class Tally:
+    """Adds up parameters and multiply-accumulates of convolutions, side by side with the map's side."""
+
+    def __init__(self, side):
+        self.side, self.parameters, self.macs = side, 0, 0
+
+    def conv_norm(self, size, channels_in, channels_out, stride=1, groups=1, shortcut=False):
+        side = self.side // stride
+        weights = size * size * channels_in // groups * channels_out
+        self.parameters += weights + 2 * channels_out
+        self.macs += weights * side * side
+        if not shortcut:
+            self.side = side
+
+    def linear(self, inputs, classes):
+        self.parameters += inputs * classes + classes
+
+
+def count_resnet8(classes):
+    net = Tally(32)
+    net.conv_norm(3, 3, 16)
+    channels = 16
+    for width, stride in ((16, 1), (32, 2), (64, 2)):
+        if width != channels:
+            net.conv_norm(1, channels, width, stride, shortcut=True)
+        net.conv_norm(3, channels, width, stride)
+        net.conv_norm(3, width, width)
+        channels = width
+    net.linear(64, classes)
+    return net
+
+
+def count_mobilenetv2(classes):
+    net = Tally(32)
+    net.conv_norm(3, 3, 32, 2)
+    channels = 32
+    settings = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    for expansion, width, blocks, first in settings:
+        for stride in [first] + [1] * (blocks - 1):
+            inner = channels * expansion
+            net.conv_norm(1, channels, inner)
+            net.conv_norm(3, inner, inner, stride, groups=inner)
+            net.conv_norm(1, inner, width)
+            channels = width
+    net.conv_norm(1, 320, 1280)
+    net.linear(1280, classes)
+    return net
+
+
+@pytest.mark.parametrize(("name", "counted"), [("resnet8", count_resnet8), ("mobilenetv2", count_mobilenetv2)])
+def test_rows_counted_by_formula(name, counted):
+    row = ROWS[name]
+    assert int(row["params_10_classes"]) == counted(10).parameters
+    assert int(row["params_100_classes"]) == counted(100).parameters
+    assert float(row["million_macs_32x32"]) == round(counted(10).macs / 1e6, 1)
+
+
+def test_every_network_has_a_row():
+    assert set(models.names()) <= set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_sizes(name):
+    if name not in models.names():
+        pytest.skip(f"{name} is not registered yet")
+    row = ROWS[name]
+    hundred = count.summary(models.create(name, num_classes=100), (32, 32, 3))
+    ten = models.create(name, num_classes=10)
+    assert hundred.parameters == int(row["params_100_classes"])
+    variables = jax.eval_shape(ten.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    assert count.parameters(variables) == int(row["params_10_classes"])
+
+    stages = [stage.split("x") for stage in row["stage_outputs_channels_x_side"].split()]
+    assert hundred.features == tuple((int(side), int(side), int(channels)) for channels, side in stages)
+    embedding = int(row["embedding"])
+    assert hundred.embedding == embedding
+    assert hundred.final[-1] == embedding
+
+    # The table counts convolutions only, `macs` the classifier too.
+    convolutions = (hundred.macs - embedding * 100) / 1e6
+    assert convolutions == pytest.approx(float(row["million_macs_32x32"]), abs=0.05)

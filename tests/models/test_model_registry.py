@@ -1,0 +1,121 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gkd_jax import models
+from gkd_jax.errors import UserError
+from gkd_jax.models import registry
+from gkd_jax.outputs import Model, Outputs
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """Forgets what a test registers."""
+    monkeypatch.setattr(registry, "_BUILDS", dict(registry._BUILDS))
+
+
+def test_unknown_model():
+    with pytest.raises(UserError, match=r"unknown model 'resnet8x5' \(did you mean 'resnet8x4'\?\); known: .*wrn_16_2"):
+        models.create("resnet8x5", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_classes", 1, "num_classes of model 'resnet8' is 1; it must be 2 or more"),
+        ("conv", "matmull", r"unknown convolution form 'matmull' \(did you mean 'matmul'\?\)"),
+        ("dtype", jnp.float16, "unknown compute type .*float16.* known: bfloat16, float32"),
+        ("dtype", "float", "unknown compute type"),
+        ("dtype", "nonsense", "unknown compute type 'nonsense'"),
+    ],
+)
+def test_refusals(field, value, message):
+    with pytest.raises(UserError, match=message):
+        models.create("resnet8", **{"num_classes": 10, field: value})
+
+
+def test_forms_of_convolution_by_platform():
+    for platform in ("cpu", "gpu", "cuda", "rocm", "tpu"):
+        assert models.conv_form(platform) == "matmul"
+    with pytest.raises(UserError, match="unknown platform 'gpuu'"):
+        models.conv_form("gpuu")
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2_half"])
+def test_forms_share_variables(name, key):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    forms = [models.create(name, num_classes=10, conv=conv) for conv in ("matmul", "plain")]
+    ours, theirs = (jax.eval_shape(model.init, key, images) for model in forms)
+    assert ours == theirs
+
+
+def test_the_plain_form_is_plain_convolutions():
+    def text(conv):
+        model = models.create("mobilenetv2_half", num_classes=10, conv=conv)
+        images = jnp.zeros((1, 32, 32, 3))
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        return str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False)[0].logits)(variables))
+
+    assert text("plain").count("conv_general_dilated[") == 53
+    assert text("matmul").count("conv_general_dilated[") == 1  # the stem
+
+
+class Tiny(nn.Module):
+    num_classes: int
+    compute: models.Compute
+
+    @nn.compact
+    def __call__(self, images, *, train, probes):
+        taps = models.Taps(probes)
+        x = models.ConvNorm(4, compute=self.compute, name="stem")(images, train=train)
+        x = taps(nn.relu(x), x)
+        return models.classify(nn.Dropout(0.5, deterministic=not train)(x), taps, self.num_classes)
+
+
+def test_a_network_of_ones_own(key):
+    @models.register("tiny")
+    def tiny(num_classes, dtype, conv):
+        return Tiny(num_classes, models.Compute(dtype, conv))
+
+    assert "tiny" in models.names()
+    model = models.create("tiny", num_classes=3)
+    images = jnp.ones((2, 4, 4, 3))
+    variables = model.init(key, images)
+    outputs, stats = model.apply(variables, images, train=True, key=key)
+    other, _ = model.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
+    assert not np.array_equal(outputs.final, other.final)  # the key reaches dropout
+    assert outputs.logits.shape == (2, 3)
+    assert set(stats) == {"stem"}
+    folded, folded_variables = model.fold(variables)
+    np.testing.assert_allclose(
+        folded.apply(folded_variables, images, train=False)[0].logits,
+        model.apply(variables, images, train=False)[0].logits,
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="'tiny' is registered already"):
+        models.register("tiny")(tiny)
+
+
+def test_a_model_of_ones_own():
+    own = Model(lambda key, images: {}, lambda v, x, *, train: (Outputs(x), {}), lambda v: (v, v))
+    models.register("own")(lambda num_classes, dtype, conv: own)
+    assert models.create("own", num_classes=2) is own
+
+
+def test_a_linen_network_without_statistics_or_compute(key):
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train, probes):
+            return Outputs(nn.Dense(2, name="head")(images.mean((1, 2))))
+
+    model = models.linen(Linear(), classifier="head")
+    assert model.fold is None
+    images = jnp.ones((1, 2, 2, 3))
+    variables = model.init(key, images)
+    for train in (True, False):
+        outputs, stats = model.apply(variables, images, train=train)
+        assert stats == {}
+    kernel, bias = model.classifier(variables)
+    np.testing.assert_allclose(outputs.logits, kernel.sum(0, keepdims=True) + bias[None], rtol=1e-6)
