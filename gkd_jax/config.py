@@ -17,6 +17,8 @@ from ml_collections import ConfigDict, config_dict
 from gkd_jax import schedules
 from gkd_jax.errors import UserError, nearest
 
+Fields = Any  # a mapping or a ConfigDict, which is none to Python
+
 NO_TEACHER = "none"
 
 # Fields that change nothing about the result, and so do not make a run another run.
@@ -144,10 +146,10 @@ def steps_of(steps_per_epoch: int, epochs: int) -> Callable[[schedules.Duration]
 
 def _between(low: float, high: float, *, open_high: bool = False) -> tuple[Callable[[Any], bool], str]:
     if open_high:
-        return lambda v: low <= v < high, f"at least {low:g} and below {high:g}"
+        return lambda v: low <= v < high, f"at least {low} and below {high}"
     if math.isinf(high):
-        return lambda v: low <= v < high, f"a finite number, {low:g} or above"
-    return lambda v: low <= v <= high, f"between {low:g} and {high:g}"
+        return lambda v: low <= v < high, f"a finite number, {low} or above"
+    return lambda v: low <= v <= high, f"between {low} and {high}"
 
 
 def _one_of(*values: Any) -> tuple[Callable[[Any], bool], str]:
@@ -196,47 +198,48 @@ def check(config: ConfigDict) -> None:
     for path, value in leaves(config):
         if path.startswith("objective."):
             continue
-        expected = _get(reference, path)
-        _check_type(path, value, expected)
+        check_type(path, value, _get(reference, path))
         rule = _RULES.get(path)
         if rule is not None and not rule[0](value):
             raise UserError(f"{path} must be {rule[1]}, not {value!r}")
 
 
-def _check_names(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: str) -> None:
+def _check_names(config: Fields, reference: Fields, prefix: str) -> None:
     for name in config:
         if name not in reference:
             raise UserError(f"unknown configuration field {prefix + name!r}{nearest(name, reference)}")
     for name in reference:
         if name not in config:
             raise UserError(f"the configuration lacks the field {prefix + name!r}; start from gkd_jax.config.default()")
-        # What stands below these two depends on the schedules and terms that are named there.
-        if isinstance(reference[name], ConfigDict) and prefix + name not in (
-            "objective.terms",
-            "objective.ce",
-            "objective.schedule",
-        ):
-            if not isinstance(config[name], Mapping | ConfigDict):
-                raise UserError(f"{prefix + name} must hold fields, not {config[name]!r}")
-            _check_names(config[name], reference[name], f"{prefix}{name}.")
+        given, has_fields = config[name], isinstance(config[name], Mapping | ConfigDict)
+        if isinstance(reference[name], ConfigDict) != has_fields:
+            what = "be a value, not fields" if has_fields else f"hold fields, not {given!r}"
+            raise UserError(f"{prefix + name} must {what}")
+        # What stands below these depends on the schedules and terms that are named there.
+        if has_fields and prefix + name not in ("objective.terms", "objective.ce", "objective.schedule"):
+            _check_names(given, reference[name], f"{prefix}{name}.")
 
 
-def _check_type(path: str, value: Any, expected: Any) -> None:
-    if expected is None or value is None:
+def check_type(path: str, value: Any, expected: Any) -> None:
+    """Raises `UserError` unless `value` is of the type of `expected`, the default of the field `path`.
+
+    A default of None says nothing; an integer will do for a float, but True is no number.
+    """
+    if expected is None:
         return
     allowed: tuple[type, ...] = (type(expected),)
     if isinstance(expected, float):
         allowed = (float, int)
+    if isinstance(expected, tuple | list):
+        allowed = (tuple, list)
     if path.endswith(".warmup"):
         allowed = (str, int, float)
-    if path.endswith(".drops"):
-        allowed = (tuple, list)
     if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(expected, bool)):
         names = " or ".join(kind.__name__ for kind in allowed)
         raise UserError(f"{path} must be of type {names}, not {value!r}")
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Fields, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every field below a configuration as (dotted path, value)."""
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
@@ -245,7 +248,7 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
-def _get(config: Mapping[str, Any], path: str) -> Any:
+def _get(config: Fields, path: str) -> Any:
     for name in path.split("."):
         config = config[name]
     return config
@@ -268,8 +271,20 @@ def override_error(config: ConfigDict, path: str) -> UserError | None:
 
 
 def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration as plain dictionaries, lists and numbers, as `json` reads it back."""
-    return json.loads(json.dumps(resolved))
+    """Returns a configuration as plain dictionaries, lists and numbers, as `json` reads it back.
+
+    Raises:
+      UserError: names the field whose value is none of these.
+    """
+    try:
+        return json.loads(json.dumps(resolved))
+    except (TypeError, ValueError) as error:
+        for path, value in leaves(resolved):
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError):
+                raise UserError(f"{path} must be a number, a string or a list of them, not {value!r}") from error
+        raise
 
 
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:

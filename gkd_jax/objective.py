@@ -73,11 +73,17 @@ def active(lines: Lines, step: int) -> dict[str, Line]:
 
 
 def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | None, setup: Any) -> tuple[Tree, Tree]:
-    """Returns the heads and the states of all the lines by name, given the shapes of both networks' outputs."""
-    both = {
-        name: line.term.init(jax.random.fold_in(key, i), student, teacher, setup)
-        for i, (name, line) in enumerate(lines.items())
-    }
+    """Returns the heads and the states of all the lines by name, given the shapes of both networks' outputs.
+
+    Raises:
+      UserError: names the line that these networks do not suit.
+    """
+    both = {}
+    for i, (name, line) in enumerate(lines.items()):
+        try:
+            both[name] = line.term.init(jax.random.fold_in(key, i), student, teacher, setup)
+        except UserError as error:
+            raise UserError(f"objective.terms.{name}: {error}") from error
     return {name: heads for name, (heads, _) in both.items()}, {name: state for name, (_, state) in both.items()}
 
 
@@ -133,6 +139,7 @@ def total(
 # ------------------------------------------------------------------------------- from a configuration
 
 _RESERVED = ("term", "weight", "every", "schedule")
+_LEVELS = ("peak_value", "value", "init_value", "end_value")  # what a schedule's values lie between
 Steps = Callable[[schedules.Duration], int]
 
 
@@ -174,68 +181,98 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     mode = given["mode"]
     if mode not in ("sum", "convex"):
         raise UserError(f"objective.mode must be 'sum' or 'convex', not {mode!r}")
+    convex = mode == "convex"
     resolved: dict[str, Any] = {"mode": mode}
-    if mode == "convex":
+    if convex:
         resolved["schedule"] = _resolve_schedule("objective.schedule", given["schedule"])
-        _check_convex(given, resolved["schedule"])
-    resolved["ce"] = _resolve_line("objective.ce", "ce", given["ce"], convex=mode == "convex")
+        _check_share(resolved["schedule"])
+    resolved["ce"] = _resolve_line("objective.ce", "ce", given["ce"], convex)
+    if convex and resolved["ce"]["weight"] != 1:
+        raise UserError(
+            "objective.ce.weight must be 1 in the mode 'convex', whose schedule sets it, not "
+            f"{resolved['ce']['weight']}"
+        )
     resolved["terms"] = {}
-    for label, block in given["terms"].items():
+    for label, block in _fields("objective.terms", given["terms"]).items():
         if label == "ce":
             raise UserError("objective.terms.ce: cross-entropy stands under objective.ce")
-        where = f"objective.terms.{label}"
-        resolved["terms"][label] = _resolve_line(where, label, block, convex=mode == "convex")
+        resolved["terms"][label] = _resolve_line(f"objective.terms.{label}", label, block, convex)
     return resolved
 
 
-def _check_convex(given: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-    for name in ("peak_value", "value", "init_value", "end_value"):
-        if name in schedule and not 0 <= schedule[name] <= 1:
+def _check_share(schedule: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the terms' share of a convex objective leaves [0, 1]."""
+    for name in _LEVELS:
+        if schedule.get(name, 0) > 1:
             raise UserError(
                 f"objective.schedule.{name} must lie between 0 and 1 in the mode 'convex', not {schedule[name]}"
             )
-    if given["ce"]["weight"] != 1:
-        raise UserError(
-            f"objective.ce.weight must be 1 in the mode 'convex', whose schedule sets it, not {given['ce']['weight']}"
-        )
 
 
-def _resolve_schedule(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    given = {k: v for k, v in block.items() if k != "name"}
-    places = itertools.count()
+def _fields(where: str, block: Any) -> dict[str, Any]:
+    if not isinstance(block, Mapping | ConfigDict):
+        raise UserError(f"{where} must hold fields, not {block!r}")
+    return dict(block.items())
+
+
+def _resolve_schedule(where: str, block: Any) -> dict[str, Any]:
+    given = _fields(where, block)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}.name must be one of {', '.join(sorted(schedules.PARAMETERS))}, not {name!r}")
+    places = itertools.count(1)
 
     def in_order(duration: schedules.Duration) -> int:
         config.steps_in(duration, 1, 1)  # says what is no duration
         return next(places)  # whether they follow one another depends on the run, see `build`
 
     try:
-        resolved = {"name": block["name"], **schedules.resolve(block["name"], given)}
-        schedules.create(block["name"], given, 100, in_order)  # says what is out of range
+        resolved = {"name": name, **schedules.resolve(name, given)}
+        schedules.create(name, given, 100, in_order)  # says what is out of range
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    for level in _LEVELS:
+        if resolved.get(level, 0) < 0:
+            raise UserError(f"{where}.{level} must be 0 or above, not {resolved[level]}: no weight is negative")
     return resolved
 
 
-def _resolve_line(where: str, label: str, block: Mapping[str, Any], convex: bool) -> dict[str, Any]:
-    name = block.get("term") or label
-    weight, every = block.get("weight", 1.0), block.get("every", 1)
+def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str, Any]:
+    given = _fields(where, block)
+    name = given.pop("term", None) or label
+    weight, every = given.pop("weight", 1.0), given.pop("every", 1)
+    config.check_type(f"{where}.term", name, "")
+    config.check_type(f"{where}.weight", weight, 1.0)
+    config.check_type(f"{where}.every", every, 1)
     if not (np.isfinite(weight) and weight >= 0):
         raise UserError(f"{where}.weight must be a finite number, 0 or above, not {weight}")
     if every < 1:
         raise UserError(f"{where}.every must be 1 or above, not {every}")
-    schedule = _resolve_schedule(f"{where}.schedule", block.get("schedule") or {"name": "constant"})
-    if convex and schedule["name"] != "constant":
+    schedule = _resolve_schedule(f"{where}.schedule", given.pop("schedule", None) or {"name": "constant"})
+    if convex and schedule != _resolve_schedule("", {"name": "constant"}):
         raise UserError(
-            f"{where}.schedule.name must be 'constant' in the mode 'convex', where objective.schedule weighs all terms,"
-            f" not {schedule['name']!r}"
+            f"{where}.schedule must be 'constant' with the value 1 in the mode 'convex', where objective.schedule "
+            f"weighs all terms, not {schedule}"
         )
-    given = {k: v for k, v in block.items() if k not in _RESERVED}
     try:
+        options = terms.options(name)
+        for option, value in given.items():
+            if option in options and value is not options[option]:
+                config.check_type(option, value, options[option])
+                if isinstance(value, float) and not np.isfinite(value):
+                    raise UserError(f"{option} must be a finite number, not {value}")
         terms.create(name, **given)
-        options = {**terms.options(name), **given}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return {"term": name, "weight": float(weight), "every": every, "schedule": schedule, **options}
+    except TypeError as error:  # an option whose default is None may be anything, and is not what the term expects
+        unchecked = ", ".join(f"{k} = {v!r}" for k, v in given.items() if options.get(k) is None)
+        raise UserError(f"{where}: the term {name!r} cannot work with {unchecked}: {error}") from error
+    return {"term": name, "weight": float(weight), "every": every, "schedule": schedule, **options, **given}
+
+
+def term_of(block: Mapping[str, Any]) -> Term:
+    """Returns the term of one line of a resolved configuration."""
+    return terms.create(block["term"], **{k: v for k, v in block.items() if k not in _RESERVED})
 
 
 def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[str, Line]:
@@ -255,10 +292,8 @@ def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[s
         curve = _curve(label, block, resolved, total_steps, steps)
         if block["weight"] == 0 or _always_zero(curve.schedule, total_steps):
             continue
-        options = {k: v for k, v in block.items() if k not in _RESERVED}
         scaled = _scaled(curve.schedule, block["weight"])
-        term = terms.create(block["term"], **options)
-        lines[label] = Line(term, schedules.fixed(scaled), block["every"], bounds=curve.bounds)
+        lines[label] = Line(term_of(block), schedules.fixed(scaled), block["every"], bounds=curve.bounds)
     if not lines:
         raise UserError("objective: every weight is 0, there is nothing to learn from")
     if min(line.every for line in lines.values()) > 1:

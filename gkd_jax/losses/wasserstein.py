@@ -42,7 +42,7 @@ def _within(option: str, value: float | int, allowed: bool, rule: str) -> None:
 def wasserstein_term(
     *,
     kind: str = "sinkhorn",
-    epsilon: float | int = 0.1,
+    epsilon: float | int | None = None,
     iterations: int = 10,
     label_cost: float | int = 1.0,
     solver: str = "ott",
@@ -63,7 +63,8 @@ def wasserstein_term(
         of a map in each example (`transport.sinkhorn_tokens`); "gaussian", the channels' means and standard deviations
         (`transport.gaussian`); "sliced", embeddings or positions along random directions (`transport.sliced`); "logit",
         class probabilities, with a cost from the teacher's classifier (`transport.sinkhorn_logits`).
-      epsilon: regularisation in units of the mean cost, for the kinds with Sinkhorn.
+      epsilon: regularisation in units of the mean cost, for the kinds with Sinkhorn's algorithm. None is 0.1, but 0.5
+        for "logit", where ten iterations do not converge below that.
       iterations: of Sinkhorn's algorithm.
       label_cost: for "sinkhorn", added to the cost between examples of different classes.
       solver: of Sinkhorn: "ott", or "unrolled", the same without a loop, for accelerators.
@@ -80,6 +81,8 @@ def wasserstein_term(
     _one_of("kind", kind, KINDS)
     _one_of("solver", solver, SOLVERS)
     _one_of("over", over, MEASURES)
+    if epsilon is None:
+        epsilon = 0.5 if kind == "logit" else 0.1
     for option, size in {"iterations": iterations, "grid": grid, "projections": projections}.items():
         _within(option, size, size >= 1, "1 or more")
     for option, scale in {"epsilon": epsilon, "temperature": temperature}.items():

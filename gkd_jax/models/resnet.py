@@ -1,7 +1,8 @@
 """Residual networks, and the narrow ones for CIFAR: resnet8 to resnet110, resnet8x4, resnet32x4.
 
 He et al., "Deep residual learning for image recognition" (2016, arXiv 1512.03385), section 4.2, as in RepDistiller and
-mdistiller: a projection with BatchNorm wherever the shape changes, and two stages of the x4 nets four times as wide.
+mdistiller: a projection with BatchNorm wherever the shape changes. The stages of the x4 nets are four times
+as wide, their stem twice.
 """
 
 from collections.abc import Mapping

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gkd_jax import __version__, config, data, objective
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.models import count
+from gkd_jax.outputs import Setup
 from gkd_jax.reporting import plots
 from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.records import read_records
@@ -23,6 +26,7 @@ from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.finished import Finished
 from gkd_jax.training.loop import METRICS, train
 from gkd_jax.training.program import Job
+from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Stop
 
 SUMMARY = "summary.json"
@@ -49,28 +53,38 @@ def claim(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) 
     Raises:
       UserError: if it belongs to a run of another configuration or other data, or cannot be written.
     """
+    if _check_claim(workdir, resolved, dataset):
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be made a directory ({error.strerror})") from error
+    write_json(workdir / finished.CONFIG, resolved)
+    write_json(workdir / finished.DATA, finished.facts(dataset))
+
+
+def _check_claim(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Returns whether a directory is the one of this run already; raises `UserError` if it is that of another."""
     file = workdir / finished.CONFIG
     if file.exists():
-        changed = config.differences(resolved, finished.read(file))
-        if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise UserError(
-                f"{workdir} belongs to a run of another configuration ({'; '.join(changed[:3])}{more}); "
-                "choose another --workdir, or remove this one"
-            )
+        _same_run(workdir, resolved, finished.read(file))
         known = workdir / finished.DATA
         if known.exists() and finished.read(known)["digest"] != dataset.digest:
             raise UserError(
                 f"{workdir} belongs to a run on other images than those of {dataset.name} now; choose another --workdir"
             )
-        if known.exists():
-            return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be made a directory ({error.strerror})") from error
-    write_json(file, resolved)
-    write_json(workdir / finished.DATA, finished.facts(dataset))
+        return known.exists()
+    return False
+
+
+def _same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    changed = config.differences(here, there)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{workdir} belongs to a run of another configuration ({'; '.join(changed[:3])}{more}); "
+            "choose another --workdir, or remove this one"
+        )
 
 
 def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,14 +126,21 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     file = workdir / SUMMARY
     dataset = load_data(resolved)
     check_against(resolved, dataset)
-    claim(workdir, resolved, dataset)
+    _check_claim(workdir, resolved, dataset)
     if file.exists():
         return finished.read(file)
     distilled = resolved["teacher"]["model"] != config.NO_TEACHER
-    master, taught_in, warning = None, None, None
-    if distilled:
-        taught_in = _teacher_directory(resolved, workdir, dataset, stop)
+    elsewhere = resolved["teacher"]["checkpoint"]
+    taught_in = pathlib.Path(elsewhere) if elsewhere else workdir / "teacher"
+    master, warning = None, None
+    # Before anything is written: a teacher that does not fit must not leave a directory that only it could continue
+    if elsewhere:
         master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset)
+    claim(workdir, resolved, dataset)
+    if distilled and master is None:
+        _train(Job("teacher", of_teacher(resolved), taught_in, dataset), stop)
+        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset)
+    if master:
         warning = teacher.leak(dataset, master.finished)
         if warning:
             sys.stderr.write(f"warning: {warning}\n")
@@ -130,7 +151,7 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
 
     tester = _Tester(dataset)
     summary: dict[str, Any] = {
-        "teacher": tester.report(taught_in, master.finished) if master and taught_in else None,
+        "teacher": tester.report(taught_in, master.finished) if master else None,
         "student": tester.report(workdir, finished.load(workdir)),
         "student_alone": tester.report(workdir / "alone") if resolved["compare_alone"] and distilled else None,
     }
@@ -152,25 +173,34 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     return finished.read(file)
 
 
-def check_against(resolved: Mapping[str, Any], known: Dataset | data.Description) -> None:
-    """Raises `UserError` where a configuration does not fit its data."""
-    num = known.num_train if isinstance(known, data.Description) else len(known.train_images)
-    data.steps_per_epoch(num, resolved["batch_size"])
-    if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
+def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises `UserError` where a configuration does not fit its data, before hours are spent on its first part."""
+    given, teaches = resolved["teacher"], resolved["teacher"]["model"] != config.NO_TEACHER
+    if teaches and not given["checkpoint"]:
         try:
-            data.steps_per_epoch(num, resolved["teacher"]["batch_size"])
+            Job("teacher", of_teacher(resolved), pathlib.Path(), dataset).learning_rate()
         except UserError as error:
             raise UserError(f"teacher.{error}") from error
+    job = Job("student", resolved, pathlib.Path(), dataset)
+    job.learning_rate()
+    lines = job.lines()
+    if not teaches:
+        return
+    shape = jax.ShapeDtypeStruct((resolved["batch_size"], *dataset.image_shape), np.float32)
+    labels = jnp.asarray(dataset.train_labels)
 
+    def begin(key: Any) -> Any:
+        master = finished.network({**resolved, "student": {"model": given["model"]}}, dataset.num_classes)
+        student = finished.network(resolved, dataset.num_classes)
+        variables = master.init(key, jnp.zeros(shape.shape, shape.dtype))
+        setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, *master.classifier(variables))
+        networks = Networks(student, master, variables)
+        return init_state(key, networks, lines, optax.identity(), shape, setup, epochs=1, ema=False)
 
-def _teacher_directory(
-    resolved: Mapping[str, Any], workdir: pathlib.Path, dataset: Dataset, stop: Stop | None
-) -> pathlib.Path:
-    given = resolved["teacher"]["checkpoint"]
-    if given:
-        return pathlib.Path(given)
-    _train(Job("teacher", of_teacher(resolved), workdir / "teacher", dataset), stop)
-    return workdir / "teacher"
+    try:
+        jax.eval_shape(begin, jax.random.key(0))
+    except ValueError as error:  # a term that these networks' features do not suit
+        raise UserError(f"objective: {error}") from error
 
 
 def _train(job: Job, stop: Stop | None) -> None:
@@ -205,14 +235,24 @@ class _Tester:
         }
 
 
-def evaluate(workdir: pathlib.Path) -> str:
+def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -> str:
     """Returns the accuracy of a finished run's student on its validation and test images, as text.
 
+    Args:
+      workdir: of the run.
+      resolved: the configuration that the run is believed to have; its own if None. Another compute type is no other
+        run here, since a network may be evaluated on another machine.
+
     Raises:
-      UserError: if the directory holds no such run, or its data are gone.
+      UserError: if the directory holds no such run, or one of another configuration, or its data are gone.
     """
     network = finished.load(workdir)
-    dataset = load_data(network.config)
+    if resolved is None:
+        resolved = network.config
+    _same_run(workdir, {**resolved, "dtype": network.config["dtype"]}, network.config)
+    dataset = load_data(resolved)
+    if dataset.digest != network.record["digest"]:
+        raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
     report = _Tester(dataset).report(workdir, network)
     lines = [f"{report['model']} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
     if report["val_accuracy"] is not None:

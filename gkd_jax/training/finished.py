@@ -80,9 +80,9 @@ class Finished:
         object.__setattr__(self, "_probabilities", jax.jit(probabilities))  # the dataclass is frozen
 
 
-def network(config: Mapping[str, Any], num_classes: int) -> Model:
-    """Returns the network that a run with this configuration trains, for the machine's own devices."""
-    form = models.conv_form(jax.default_backend())
+def network(config: Mapping[str, Any], num_classes: int, platform: str | None = None) -> Model:
+    """Returns the network that a run with this configuration trains, for this machine or another `platform`."""
+    form = models.conv_form(platform or jax.default_backend())
     return models.create(config["student"]["model"], num_classes=num_classes, dtype=config["dtype"], conv=form)
 
 
@@ -105,11 +105,14 @@ def read(file: pathlib.Path) -> dict[str, Any]:
       UserError: if it is missing or not JSON.
     """
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; is {file.parent} the directory of a run?") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds {type(found).__name__}, not the fields that gkd_jax writes there")
+    return found
 
 
 def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:

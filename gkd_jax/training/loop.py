@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gkd_jax import data, schedules
+from gkd_jax import schedules
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Variables
 from gkd_jax.reporting.progress import Progress
@@ -21,7 +20,6 @@ from gkd_jax.training.checkpoint import Checkpoints, abstract_like
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.program import Job, Program
 from gkd_jax.training.state import TrainState
-from gkd_jax.training.step import Fixed
 from gkd_jax.training.stop import Interrupted, Stop
 
 METRICS = "metrics.jsonl"
@@ -79,10 +77,7 @@ class _Loop:
         self.state, self.frozen, self.step, self.stop = state, frozen, step, stop
         self.kept: int | None = step or None
         dataset = self.job.dataset
-        padded = jnp.asarray(data.pad_images(dataset.train_images, dataset.pad))
-        labels = jnp.asarray(dataset.train_labels)
-        teacher = self.job.teacher.variables if self.job.teacher else {}
-        self.fixed: Fixed = program.place(Fixed(padded, labels, teacher, frozen))
+        self.fixed = program.fixed(frozen)
         self.validate = None
         if len(dataset.val_images):
             model, where = program.networks.student, program.devices

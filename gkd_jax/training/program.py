@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,22 +65,27 @@ class Job:
 class Program:
     """A job's compiled functions and what they read, on its devices."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, devices: Sequence[jax.Device] | None = None, platform: str | None = None):
+        """Chooses the devices and the networks' form.
+
+        Args:
+          job: what is to be trained.
+          devices: to share each batch among; all there are by default, as far as they share it evenly.
+          platform: to lower for, where it is not that of the devices.
+        """
         config, dataset = job.config, job.dataset
         self.job = job
         self.lines: Lines = job.lines()
         self.rate = job.learning_rate()
         self.tx = optimizer.sgd(config["optimizer"], self.rate)
         self.networks = Networks(
-            finished.network(config, dataset.num_classes),
+            finished.network(config, dataset.num_classes, platform),
             job.teacher.model if job.teacher else None,
             job.teacher.variables if job.teacher else {},
         )
-        # The most devices that share a batch evenly
-        devices = jax.devices()
-        devices = devices[: max(n for n in range(1, len(devices) + 1) if config["batch_size"] % n == 0)]
-        self.mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
-        self.devices = devices
+        devices = jax.devices() if devices is None else list(devices)
+        self.devices = devices[: max(n for n in range(1, len(devices) + 1) if config["batch_size"] % n == 0)]
+        self.mesh = jax.make_mesh((len(self.devices),), ("data",), devices=self.devices, axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.by_column = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         self.key = jax.random.key(config["seed"], impl="threefry2x32")
@@ -93,39 +98,25 @@ class Program:
     def initial(self) -> tuple[Callable[[], tuple[TrainState, Variables]], Any]:
         """Returns the function that builds the first state, and the shapes of what it builds."""
         job = self.job
-        setup = Setup(
-            num_classes=job.dataset.num_classes,
-            num_examples=len(job.dataset.train_labels),
-            steps_per_epoch=job.steps_per_epoch,
-            labels=jnp.asarray(job.dataset.train_labels),
-            teacher_kernel=job.teacher.kernel if job.teacher else None,
-            teacher_bias=job.teacher.bias if job.teacher else None,
-        )
-        images = jax.ShapeDtypeStruct((job.config["batch_size"], *job.dataset.image_shape), jnp.float32)
         build = functools.partial(
             init_state,
+            networks=self.networks,
             lines=self.lines,
             optimizer=self.tx,
-            images=images,
+            images=jax.ShapeDtypeStruct((job.config["batch_size"], *job.dataset.image_shape), jnp.float32),
+            setup=Setup(
+                num_classes=job.dataset.num_classes,
+                num_examples=len(job.dataset.train_labels),
+                steps_per_epoch=job.steps_per_epoch,
+                labels=jnp.asarray(job.dataset.train_labels),
+                teacher_kernel=job.teacher.kernel if job.teacher else None,
+                teacher_bias=job.teacher.bias if job.teacher else None,
+            ),
             epochs=job.config["epochs"],
             ema=job.config["ema"] > 0,
         )
-
-        def begin(key: Any, teacher: Variables, setup: Setup) -> tuple[TrainState, Variables]:
-            networks = self.networks._replace(teacher_variables=teacher)
-            return build(key, networks, setup=setup)
-
-        # Counts are static, arrays are arguments: a constant of that size would be compiled in
-        static = {"num_classes", "num_examples", "steps_per_epoch"}
-        counts = {k: v for k, v in setup._asdict().items() if k in static}
-        arrays = {k: v for k, v in setup._asdict().items() if k not in static}
-
-        def begin_with(key: Any, teacher: Variables, arrays: dict[str, Any]) -> tuple[TrainState, Variables]:
-            return begin(key, teacher, Setup(**counts, **arrays))
-
-        given = (self.key, self.networks.teacher_variables, arrays)
-        jitted = jax.jit(begin_with, out_shardings=self.replicated)
-        return (lambda: jitted(*given)), jax.eval_shape(begin_with, *given)
+        jitted = jax.jit(build, out_shardings=self.replicated)
+        return (lambda: jitted(self.key)), jax.eval_shape(build, self.key)
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0."""
@@ -165,20 +156,24 @@ class Program:
 
     def step_at(self, step: int, state: TrainState, plan: Plan, fixed: Fixed) -> TrainStep:
         """Returns the compiled step for the lines that are active at `step`."""
-        lines = objective.active(self.lines, step)
-        names = tuple(lines)
+        names = tuple(objective.active(self.lines, step))
         if names not in self._compiled:
-            pure = make_step(
-                self.networks,
-                lines,
-                self.tx,
-                self.make_batch(),
-                ema=self.job.config["ema"],
-                every=self.lines,
-            )
-            jitted = jax.jit(pure, donate_argnums=0, out_shardings=self.replicated)
-            self._compiled[names] = jitted.lower(state, plan, fixed).compile()
+            self._compiled[names] = self.jitted_step_at(step).lower(state, plan, fixed).compile()
         return self._compiled[names]
+
+    def jitted_step_at(self, step: int) -> Any:
+        """Returns the same step before it is compiled."""
+        lines = objective.active(self.lines, step)
+        ema = self.job.config["ema"]
+        pure = make_step(self.networks, lines, self.tx, self.make_batch(), ema=ema, every=self.lines)
+        return jax.jit(pure, donate_argnums=0, out_shardings=self.replicated)
+
+    def fixed(self, frozen: Variables) -> Fixed:
+        """Returns what every step reads, on all devices."""
+        dataset = self.job.dataset
+        padded = jnp.asarray(data.pad_images(dataset.train_images, dataset.pad))
+        labels = jnp.asarray(dataset.train_labels)
+        return self.place(Fixed(padded, labels, self.networks.teacher_variables, frozen))
 
     def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
         """Compiles every variant of the step before the clock of the throughput starts."""

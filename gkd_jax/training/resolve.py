@@ -36,7 +36,8 @@ def _check_teacher(resolved: dict[str, Any]) -> None:
     """Raises `UserError` if there is no teacher but a term that needs one."""
     if resolved["teacher"]["model"] != config.NO_TEACHER:
         return
-    needing = [label for label, term in resolved["objective"]["terms"].items() if term["weight"]]
+    lines = resolved["objective"]["terms"]
+    needing = [label for label, block in lines.items() if block["weight"] and objective.term_of(block).needs]
     if needing:
         raise UserError(
             f"teacher.model is {config.NO_TEACHER!r}, but objective.terms.{needing[0]} has a weight and needs a teacher"

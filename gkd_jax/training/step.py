@@ -115,6 +115,7 @@ def make_step(
         (loss, (readings, terms, statistics, correct)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         updates, opt = optimizer.update(grads, state.opt, state.trained)
         trained = optax.apply_updates(state.trained, updates)
+        metrics = _added(state.metrics, loss, correct, batch.labels.shape[0], readings, fresh=row == 0)
         return dataclasses.replace(
             state,
             step=state.step + 1,
@@ -124,8 +125,10 @@ def make_step(
             terms=terms,
             opt=opt,
             ema=_averaged(state, {"params": trained["params"], "batch_stats": statistics}, ema),
-            metrics=_added(state.metrics, loss, correct, batch.labels.shape[0], readings, fresh=row == 0),
-            first_nonfinite=_first_nonfinite(state, order, readings, optax.global_norm(grads)),
+            metrics=metrics,
+            # Over an epoch the running accuracy; what stands there at its end is the epoch's
+            history=state.history.at[state.step // plan.index.shape[0]].set(metrics.correct / metrics.examples),
+            first_nonfinite=_first_nonfinite(state, order, readings, optax.tree.norm(grads)),
         )
 
     return step

@@ -1,0 +1,85 @@
+"""Small jobs on images made of noise: what is tested here is the machinery, not what is learnt."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gkd_jax import config, models, objective
+from gkd_jax.data import Dataset
+from gkd_jax.data.checks import Arrays
+from gkd_jax.data.dataset import build
+from gkd_jax.training.finished import Finished
+from gkd_jax.training.program import Job
+from gkd_jax.training.resolve import resolve
+from gkd_jax.training.teacher import Teacher
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    rng = np.random.default_rng(0)
+    arrays = Arrays(
+        x_train=rng.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8),
+        y_train=np.arange(80, dtype=np.int32) % CLASSES,
+        x_test=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+        y_test=np.arange(20, dtype=np.int32) % CLASSES,
+        class_names=tuple("abcd"),
+    )
+    return build("noise", arrays, val_fraction=0.2, split_seed=0, pad=1, flip=True)
+
+
+@pytest.fixture(scope="session")
+def teacher(dataset: Dataset) -> Teacher:
+    """A network that was never trained, with statistics and a classifier that make its opinions differ."""
+    model = models.create("resnet8", num_classes=CLASSES)
+    variables = model.init(jax.random.key(7, impl="rbg"), jnp.zeros((1, 8, 8, 3)))
+    known = Finished({}, dataset.class_names, (8, 8, 3), dataset.mean, dataset.std, model, variables, 0, {})
+    return Teacher(model, variables, *model.classifier(variables), known)
+
+
+@pytest.fixture
+def make_job(dataset: Dataset, teacher: Teacher, tmp_path: pathlib.Path) -> Callable[..., Job]:
+    """Returns a function that makes a job: KD alone by default; keywords set fields, "__" for the dot."""
+
+    def make(terms: dict[str, dict[str, Any]] | None = None, taught: bool = True, **fields: Any) -> Job:
+        given = config.default()
+        given.epochs, given.batch_size = 2, 16
+        given.data.source = "digits"
+        given.student.model, given.teacher.model = "resnet8", "resnet8" if taught else config.NO_TEACHER
+        given.tensorboard = given.plots = False
+        chosen = {"kd": {"weight": 1.0}} if terms is None else terms
+        for label, options in chosen.items():
+            given.objective.terms[label] = objective.block(options.pop("term", label), **options)
+        for path, value in fields.items():
+            *folders, last = path.split("__")
+            place = given
+            for name in folders:
+                place = place[name]
+            place[last] = value
+        return Job("test", resolve(given), tmp_path / "run", dataset, teacher if taught else None)
+
+    return make
+
+
+@pytest.fixture
+def begin() -> Callable[..., Any]:
+    """Returns a function that gives a program's first state, plan and constants."""
+
+    def start(program: Any, epoch: int = 0) -> tuple[Any, Any, Any]:
+        build, _ = program.initial()
+        state, frozen = build()
+        return state, program.plan(epoch), program.fixed(frozen)
+
+    return start
+
+
+def replace(job: Job, **fields: Any) -> Job:
+    """Returns the job with other fields in its configuration."""
+    return dataclasses.replace(job, config={**job.config, **fields})

@@ -1,0 +1,198 @@
+"""Stopping and coming back, records, checkpoints, and the teacher that nothing may change."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gkd_jax.errors import UserError
+from gkd_jax.outputs import Model, Outputs
+from gkd_jax.training import finished
+from gkd_jax.training.checkpoint import Checkpoints, abstract_like, sha256
+from gkd_jax.training.evaluate import Evaluator
+from gkd_jax.training.loop import METRICS, train
+from gkd_jax.training.program import Program
+from gkd_jax.training.stop import Interrupted, Stop
+
+TIMES = ("seconds", "images_per_second")
+
+
+class StopAt(Stop):
+    """Asks to stop when it is asked for the given time."""
+
+    def __init__(self, polls):
+        self._polls = polls
+
+    @property
+    def requested(self):
+        self._polls -= 1
+        return signal.SIGTERM if self._polls < 0 else None
+
+
+def records(job):
+    lines = [json.loads(line) for line in (job.workdir / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture
+def claimed(make_job):
+    """Returns a function that makes a job whose directory is there."""
+
+    def make(name, *args, **fields):
+        job = make_job(*args, **fields)
+        job = type(job)(job.name, job.config, job.workdir.with_name(name), job.dataset, job.teacher)
+        job.workdir.mkdir(parents=True)
+        return job
+
+    return make
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
+    terms = {"kd": {"weight": 1.0, "every": 2}, "wasserstein": {"weight": 1.0}}
+    straight = claimed("straight", {k: dict(v) for k, v in terms.items()}, epochs=3, ema=0.9)
+    expected = train(straight)
+
+    stopped = claimed("stopped", {k: dict(v) for k, v in terms.items()}, epochs=3, ema=0.9)
+    per_epoch = stopped.steps_per_epoch
+    assert per_epoch == 4
+    for polls, step in ((2, 3), (3, 7)):  # in the middle of the first epoch; then of the second
+        with pytest.raises(Interrupted) as caught:
+            train(stopped, StopAt(polls))
+        assert caught.value.step == step
+        assert caught.value.signal == signal.SIGTERM
+    ended = train(stopped)
+    same(ended.state, expected.state)
+    assert records(stopped) == records(straight)
+    assert [record["epoch"] for record in records(stopped)] == [1, 2, 3]
+    assert ended.records[-1]["step"] == 12
+
+
+def test_another_seed_begins_elsewhere_and_sees_another_order(make_job, begin):
+    states, plans = zip(*(begin(Program(make_job({}, taught=False, seed=seed)))[:2] for seed in (0, 1)), strict=True)
+    assert not np.array_equal(plans[0].index, plans[1].index)
+    assert sha256(states[0].params) != sha256(states[1].params)
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(claimed):
+    job = claimed("bad", {}, taught=False, epochs=3, optimizer__learning_rate=0.01)
+    with pytest.raises(Interrupted):
+        train(job, StopAt(5))  # leaves the checkpoint of step 6
+    blown = type(job)(
+        job.name,
+        {**job.config, "optimizer": {**job.config["optimizer"], "learning_rate": 1e30}},
+        job.workdir,
+        job.dataset,
+    )
+    with pytest.raises(
+        UserError, match=r"test: the .* became NaN or infinite at step [67]; the checkpoint of step 6 is"
+    ):
+        train(blown)
+    store = Checkpoints(job.workdir / finished.CHECKPOINTS)
+    assert store.latest == 6
+    store.close()
+    assert [record["epoch"] for record in records(job)] == [1]
+
+
+def test_the_teacher_is_neither_changed_nor_saved(claimed, teacher):
+    before = jax.device_get(teacher.variables)
+    job = claimed("kd", {"kd": {"weight": 1.0}, "gradient": {"weight": 1.0, "wrt": "classifier"}}, epochs=1)
+    trained = train(job)
+    same(teacher.variables, before)
+    saved = json.loads((job.workdir / "checkpoints" / "4" / "state" / "_METADATA").read_text())
+    leaves = {tuple(k["key"] for k in leaf["key_metadata"]) for leaf in saved["tree_metadata"].values()}
+    assert {path[0] for path in leaves} == {
+        "step", "params", "batch_stats", "heads", "terms", "weights", "opt", "ema", "history", "metrics",
+        "first_nonfinite", "key",
+    }  # fmt: skip
+    held = sum(path[0] == "params" for path in leaves)
+    assert held == len(jax.tree.leaves(trained.state.params))
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
+    store = Checkpoints(tmp_path / "c")
+    assert store.latest is None
+    assert store.best is None
+    tree = {"x": jax.numpy.arange(4.0)}
+    for step, accuracy in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.4)):
+        store.save(step, jax.tree.map(lambda x, s=step: x * s, tree), accuracy)
+    store.save(5, jax.tree.map(lambda x: x * 5, tree))  # an interrupted epoch has no accuracy
+    store.wait()
+    assert sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()) == [2, 5]
+    assert (store.latest, store.best) == (5, 2)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    np.testing.assert_array_equal(store.load(abstract_like(tree, sharding))["x"], np.arange(4.0) * 5)
+    np.testing.assert_array_equal(store.load(abstract_like(tree, sharding), 2)["x"], np.arange(4.0) * 2)
+    with pytest.raises(UserError, match="of another architecture"):
+        store.load(abstract_like({"x": jax.numpy.zeros(5)}, sharding))
+    with pytest.raises(UserError, match="of another architecture"):
+        store.load(abstract_like({"y": jax.numpy.zeros(4)}, sharding))
+    store.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_accuracy_counts_every_image_once(monkeypatch, count):
+    """In batches of 7 of 20 images, the last one filled up; the network reads its answer off the first pixel."""
+    monkeypatch.setattr("gkd_jax.training.evaluate._BATCH", 7)
+
+    def apply(variables, images, *, train):
+        return Outputs(jax.nn.one_hot((images[:, 0, 0, 0] * 255 + 0.5).astype(int), 4)), {}
+
+    images = np.zeros((20, 2, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(20) % 4
+    labels = np.where(np.arange(20) < 13, np.arange(20) % 4, (np.arange(20) + 1) % 4).astype(np.int32)
+    model = Model(lambda key, x: {}, apply, lambda v: v)
+    evaluator = Evaluator(model, images, labels, np.zeros(1), np.ones(1), jax.devices()[:count])
+    assert evaluator({}) == 13 / 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path, compilation_cache):
+    """SIGKILL leaves no time to save anything; the next start goes on from the last epoch's end."""
+
+    def command(workdir):
+        fields = {
+            "epochs": 4, "batch_size": 16, "compare_alone": False, "plots": False, "teacher.model": "resnet8",
+            "teacher.epochs": 1, "objective.terms.gradient.weight": 0.0, "compilation_cache": compilation_cache,
+        }  # fmt: skip
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        return [sys.executable, "-m", "gkd_jax.main", "--config=configs/digits.py", f"--workdir={workdir}", *flags]
+
+    root = pathlib.Path(__file__).parents[2]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command(tmp_path / "straight"), cwd=root, env=env, check=True, capture_output=True)
+
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(command(workdir), cwd=root, env=env, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    metrics = workdir / METRICS
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "summary.json").exists()
+
+    subprocess.run(command(workdir), cwd=root, env=env, check=True, capture_output=True)
+    ours, expected = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("killed", "straight"))
+    for network in ("teacher", "student"):
+        assert ours[network]["params_sha256"] == expected[network]["params_sha256"]
+    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert epochs == [1, 2, 3, 4]
