@@ -141,9 +141,12 @@ def _solve_ott(
     )
 
     def one(cost: Array, a: Array, b: Array, epsilon: Array) -> tuple[Array, Array]:
-        start = jax.lax.stop_gradient((epsilon * jnp.log(a) / 2, epsilon * jnp.log(b) / 2))
-        out = solver(problem(geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b), init=start)
-        return out.reg_ot_cost, jax.lax.stop_gradient(out.errors[-1])
+        posed = problem(geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b)
+        # The loop sees constants: its derivative, which Danskin's theorem makes needless, is then never traced.
+        fixed, start = jax.lax.stop_gradient((posed, (epsilon * jnp.log(a) / 2, epsilon * jnp.log(b) / 2)))
+        out = solver(fixed, init=start)
+        value: Array = out.set_cost(posed, lse_mode=True, use_danskin=True).reg_ot_cost
+        return value, out.errors[-1]
 
     if cost.shape[0] == a.shape[0]:
         batched: Callable[..., tuple[Array, Array]] = jax.vmap(one)

@@ -209,8 +209,8 @@ def sinkhorn_logits(
       cost: between classes, a constant: symmetric, zero on the diagonal; see `class_cost`.
       temperature: divides the logits.
       epsilon: the regularisation, in units of the mean cost. Between separate classes all costs are near the mean, so
-        that 0.1 would need hundreds of iterations: ten leave errors of 4 to 50 % in the derivatives, against at most 2 %
-        at 0.5.
+        that 0.1 would need hundreds of iterations: ten leave errors of 4 to 50 % in the derivatives, against 2 % at
+        most at 0.5.
       iterations: of Sinkhorn's algorithm.
       solver: "ott" or "unrolled".
 

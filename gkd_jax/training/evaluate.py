@@ -43,6 +43,7 @@ class Evaluator:
         labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
         mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
         sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self._replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._batches = [
             (jax.device_put(images[i : i + size], sharded), jax.device_put(labels[i : i + size], sharded))
             for i in range(0, len(images), size)
@@ -56,5 +57,6 @@ class Evaluator:
 
     def __call__(self, variables: Variables) -> float:
         """Returns the share of the images that the network with these variables classifies correctly."""
+        variables = jax.device_put(variables, self._replicated)  # those of a checkpoint are on one device
         counts = [self._correct(variables, images, labels) for images, labels in self._batches]
         return int(sum(jax.device_get(counts))) / self._count
