@@ -8,7 +8,7 @@ from gkd_jax import config, objective
 
 def get_config():
     c = config.default()
-    c.epochs = 20
+    c.epochs = 10
     c.batch_size = 64
     c.compare_alone = True
 
@@ -18,8 +18,8 @@ def get_config():
     c.data.flip = False  # a mirrored digit is another sign
 
     c.teacher.model = "resnet20"
-    c.teacher.epochs = 20
-    c.student.model = "resnet8"
+    c.teacher.epochs = 12
+    c.student.model = "resnet8_eighth"  # 1,384 parameters
 
     rise = config.schedule("gompertz", inflection=0.3, rate=10.0)
     c.objective.terms.kd = objective.block("kd", weight=1.0, temperature=4.0, schedule=rise)

@@ -148,7 +148,7 @@ def _flags(argv: Sequence[str], given: ConfigDict) -> flags.FlagValues:
     except Exception as error:  # absl and ml_collections raise many types here
         raise UserError(_plain(" ".join(str(error).split()) or type(error).__name__)) from error
     if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
+        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, and their value follows an =")
     return values
 
 

@@ -266,7 +266,9 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
         raise UserError(f"{where}: {error}") from error
     except TypeError as error:  # an option whose default is None may be anything, and is not what the term expects
         unchecked = ", ".join(f"{k} = {v!r}" for k, v in given.items() if options.get(k) is None)
-        raise UserError(f"{where}: the term {name!r} cannot work with {unchecked}: {error}") from error
+        raise UserError(
+            f"{where}: the term {name!r} cannot work with {unchecked}: {str(error).splitlines()[0]}"
+        ) from error
     return {"term": name, "weight": float(weight), "every": every, "schedule": schedule, **options, **given}
 
 

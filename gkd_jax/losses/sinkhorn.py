@@ -135,7 +135,7 @@ def _solve_ott(
         min_iterations=iterations,
         max_iterations=iterations,
         inner_iterations=iterations,
-        threshold=0.0,  # an int has no derivative type, and fails in the backward pass
+        threshold=0.0,  # never an int, which fails where the loop is differentiated
         implicit_diff=None,
         use_danskin=True,  # not the default without implicit differentiation
     )

@@ -117,5 +117,7 @@ def _register(name: str, depth: int, stem: int, widths: tuple[int, int, int]) ->
 
 for _depth in (8, 20, 32, 56, 110):
     _register(f"resnet{_depth}", _depth, 16, (16, 32, 64))
+# For devices that hold a kilobyte or two; named as mobilenetv2_half is
+_register("resnet8_eighth", 8, 2, (2, 4, 8))
 for _depth in (8, 32):
     _register(f"resnet{_depth}x4", _depth, 32, (64, 128, 256))

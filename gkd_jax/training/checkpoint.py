@@ -1,20 +1,33 @@
 """Checkpoints of a run: orbax v1, asynchronous, the last one and the best on validation."""
 
+import contextlib
 import errno
+import gc
 import hashlib
+import logging
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from gkd_jax.errors import UserError
 
 Tree = Any
 _METRIC = "val_accuracy"
+
+
+def _unheard(record: logging.LogRecord) -> bool:
+    # Orbax logs the traceback of what its threads raise, and raises it again where it can be caught
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_unheard)
 
 
 class Checkpoints:
@@ -109,19 +122,86 @@ class Checkpoints:
         step = self.latest if step is None else step
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here")
+        where = self.folder / str(step)
         context = ocp.Context()
         context.pytree.loading.partial_load = partial
-        try:
-            with context:
-                tree = self._checkpointer().load(step, abstract)
-        # Orbax and TensorStore raise whatever the damaged file leads them to
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"{self.folder / str(step)}: the checkpoint is damaged, cut short or of another architecture ({reason})"
-            ) from error
-        _same_types(self.folder / str(step), tree, abstract)
+        with _quiet():
+            reason = ""
+            try:
+                _read_through(where)
+                if partial:
+                    _same_leaves(where, self._checkpointer().metadata(step).metadata, abstract)
+                with context:
+                    tree = self._checkpointer().load(step, abstract)
+            except UserError:
+                raise
+            # Orbax and TensorStore raise whatever the damaged file leads them to
+            except Exception as error:
+                reason = _first_cause(error)
+            if reason:
+                gc.collect()  # what is left of the attempt complains when it is collected, and now nobody hears it
+        if reason:  # not from the error itself, which would keep all that alive
+            raise UserError(f"{where}: the checkpoint is damaged, cut short or of another architecture ({reason})")
+        _same_types(where, tree, abstract)
         return tree
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the tasks that Orbax abandons when it finds a file damaged from printing their tracebacks."""
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+
+    def unheard(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(unheard)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(unheard)
+
+
+def _read_through(folder: pathlib.Path) -> None:
+    """Reads every byte once; raises where one is missing.
+
+    Orbax reads in threads of its own, and where one of them fails the others complain on the terminal.
+    """
+    for manifest in folder.glob("*/manifest.ocdbt"):
+        store = tensorstore.KvStore.open(
+            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{manifest.parent}/"}}
+        ).result()
+        for name in store.list().result():
+            store.read(name).result()
+
+
+def _first_cause(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _same_leaves(where: pathlib.Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless a checkpoint holds the arrays of `wanted`, and no others beside them."""
+    found, expected = (
+        {"/".join(k): v.shape for k, v in _leaves({n: t.get(n, {}) for n in wanted})} for t in (held, wanted)
+    )
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            here, there = (str(list(s[name])) if name in s else "not there" for s in (found, expected))
+            raise UserError(
+                f"{where}: {name} is {here}, and should be {there}; the checkpoint is of another architecture"
+            )
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, Mapping):
+        for name, child in tree.items():
+            yield from _leaves(child, (*path, name))
+    elif tree is not None:
+        yield path, tree
 
 
 def _same_types(where: pathlib.Path, tree: Tree, abstract: Tree) -> None:

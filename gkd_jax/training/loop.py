@@ -117,6 +117,8 @@ class _Loop:
             step = self.program.step_at(self.step, self.state, plan, self.fixed)
             self.state = step(self.state, plan, self.fixed)
             self.step += 1
+            if self.program.waits:
+                jax.block_until_ready(self.state.step)
             progress.step()
             if self.stop is not None and self.stop.requested is not None:
                 self._interrupt(self.stop.requested)

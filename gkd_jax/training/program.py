@@ -91,6 +91,15 @@ class Program:
         self.key = jax.random.key(config["seed"], impl="threefry2x32")
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step must end before the next may be dispatched.
+
+        Several CPU devices share one pool of threads. With two steps in flight, the threads of the one can all wait for
+        the other in a reduction across devices, and XLA aborts the process after 40 seconds.
+        """
+        return len(self.devices) > 1 and self.devices[0].platform == "cpu"
+
     def place(self, tree: Any) -> Any:
         """Returns a tree on all devices."""
         return jax.device_put(tree, self.replicated)

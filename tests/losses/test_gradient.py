@@ -7,7 +7,6 @@ from scipy.special import softmax
 
 from gkd_jax.losses import gradient
 
-
 residual, gradient_cosine = jax.jit(gradient.residual), jax.jit(gradient.gradient_cosine)
 classifier_gradient = jax.jit(gradient.classifier_gradient)
 
@@ -104,8 +103,8 @@ def test_cosine_at_equality_and_opposite():
     (a,) = _arrays((8, 7))
     f = jax.value_and_grad(lambda x: gradient_cosine(x, a).sum())
     value, grad = f(a)
-    assert value == 0
-    assert not np.any(grad)
+    assert value < 1e-6
+    assert np.abs(grad).max() < 1e-6
     assert f(3 * a)[0] < 1e-6
     np.testing.assert_allclose(gradient_cosine(-a, a), np.full(8, 2.0), rtol=1e-6)
 
@@ -150,7 +149,7 @@ def test_classifier_gradient_at_equality_and_at_zero():
     y = _one_hot(4)
     f = lambda z, h, teacher=(z, h): classifier_gradient(z, teacher[0], y, h, teacher[1])
     value, pull = jax.vjp(f, z, h)
-    assert not np.any(value)
+    assert np.abs(value).max() < 1e-6
     assert all(np.abs(grad).max() < 1e-6 for grad in pull(jnp.ones(8)))
     value, pull = jax.vjp(lambda z, h: f(z, h, _arrays((8, 4), (8, 5), seed=1)), z, h.at[0].set(0))
     assert value[0] == 0

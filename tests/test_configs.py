@@ -1,0 +1,71 @@
+"""Every file under configs/ says how it is run, can be run so, and takes a step."""
+
+import ast
+import json
+import pathlib
+import re
+import shlex
+
+import helpers
+import numpy as np
+import pytest
+
+from gkd_jax import main
+from gkd_jax.training.resolve import resolve
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+# What a file's argument is replaced by, and flags for one that names networks which take long to compile
+ARGUMENTS = {"cifar": ":speck_wide,speck,cifar100", "teacher": ":speck,cifar10"}
+FLAGS = {"digits": ["--config.teacher.model=speck_wide"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations():
+    with helpers.registrations():
+        yield
+
+
+def _docstring(file):
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
+
+
+def _commands():
+    for file in FILES:
+        for command in re.findall(r"python -m gkd_jax\.main [^\n]*", _docstring(file)):
+            yield pytest.param(file, command, id=f"{file.stem}: {command.removeprefix('python -m gkd_jax.main ')}")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_says_how_it_is_run(file):
+    assert f"python -m gkd_jax.main --config configs/{file.name}" in _docstring(file)
+
+
+@pytest.mark.parametrize(("file", "command"), list(_commands()))
+def test_the_commands_in_its_docstring_work(file, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if re.search(r"\.py:[A-Z,]+( |$)", command):
+        pytest.skip("a pattern, not a command")
+    parsed = main.parse(["gkd_jax", *shlex.split(command)[3:]])
+    assert parsed is not None
+    resolved = resolve(parsed.config)
+    assert json.loads(json.dumps(resolved)) == resolved
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_takes_a_step(file, tmp_path):
+    helpers.write_config(tmp_path, **helpers.images(train=18, test=8))
+    workdir = tmp_path / "run"
+    found = helpers.run(
+        *("--config", f"{file}{ARGUMENTS.get(file.stem, '')}", "--workdir", workdir, *FLAGS.get(file.stem, [])),
+        *(f"--config.data.source=npz:{tmp_path / 'images.npz'}", "--config.epochs=1", "--config.batch_size=16"),
+        *("--config.teacher.epochs=1", "--config.teacher.batch_size=16", "--config.compare_alone=false"),
+        "--config.plots=false",
+    )
+    assert found.status == 0, found.err
+    (record,) = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    assert record["step"] == 1
+    assert np.isfinite([record["loss"], *(term["value"] for term in record["terms"].values())]).all()
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["teacher"] is None) == (set(record["terms"]) == {"ce"})
