@@ -655,7 +655,7 @@ kept.__enter__()
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_run_and_it_goes_on(tmp_path, number):
-    epochs = 40
+    epochs = 15
     file = helpers.write_config(tmp_path, f"c.epochs = {epochs}; c.batch_size = 4")
     file.write_text(REGISTERED + file.read_text())
     environment = {**_ENVIRONMENT, "PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}"}

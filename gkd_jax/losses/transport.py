@@ -124,7 +124,7 @@ def gaussian(
     .. math:: \rho \, \|\mu_S - \mu_T\|^2 + \|\sigma_S - \sigma_T\|^2
 
     with mean and standard deviation of each channel over space (WKD-F: Lv, Yang and Li, `Wasserstein Distance Rivals
-    Kullback-Leibler Divergence for Knowledge Distillation <https://arxiv.org/abs/2412.08139>`_, 2024, section 3, the
+    Kullback-Leibler Divergence for Knowledge Distillation <https://arxiv.org/abs/2412.08139>`_, 2024, the
     diagonal form); for ρ = 1 it is the distance itself. The norms are sums over channels.
 
     Args:
@@ -200,7 +200,7 @@ def sinkhorn_logits(
 
     Probability that moves between similar classes costs little, which a Kullback-Leibler divergence cannot see (after
     WKD-L: Lv, Yang and Li, `Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation
-    <https://arxiv.org/abs/2412.08139>`_, 2024, section 3; debiased, and without its separate target class).
+    <https://arxiv.org/abs/2412.08139>`_, 2024; debiased, and without its separate target class).
     Probabilities p become p (1 - c 1e-6) + 1e-6.
 
     Args:

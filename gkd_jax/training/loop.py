@@ -123,12 +123,20 @@ class _Loop:
             if self.stop is not None and self.stop.requested is not None:
                 self._interrupt(self.stop.requested)
         self._check_finite()
+        self._refit()
         seconds = time.monotonic() - compiled
         rate = (self.step - begun) * self.job.config["batch_size"] / seconds
         accuracy = self.validate(self.state.evaluated(self.frozen)) if self.validate else None
         return {**self._record(epoch), "val_accuracy": accuracy, "images_per_second": rate} | {
             "seconds": time.monotonic() - started
         }
+
+    def _refit(self) -> None:
+        """Lets the weights that have parameters learn from the accuracies so far."""
+        old = self.state.weights
+        if jax.tree.leaves(old):
+            new = {name: line.weight.refit(old[name], self.state.history) for name, line in self.program.lines.items()}
+            self.state = dataclasses.replace(self.state, weights=self.program.place(new))
 
     def _record(self, epoch: int) -> dict[str, Any]:
         """Fetches the epoch's sums: the one place where the host waits for the device."""

@@ -9,11 +9,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Model, Outputs
+from gkd_jax.schedules import Weight
 from gkd_jax.training import finished
 from gkd_jax.training.checkpoint import Checkpoints, abstract_like, sha256
 from gkd_jax.training.evaluate import Evaluator
@@ -80,6 +82,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
     assert records(stopped) == records(straight)
     assert [record["epoch"] for record in records(stopped)] == [1, 2, 3]
     assert ended.records[-1]["step"] == 12
+
+
+def test_a_weight_with_parameters_is_refitted_to_the_accuracies_at_every_epochs_end(claimed, monkeypatch):
+    """Here the weight of cross-entropy is one more than the sum of the accuracies of the epochs that are over."""
+    job = claimed("refit", {}, taught=False, epochs=3)
+    lines = job.lines()
+    weight = Weight(jnp.zeros(()), lambda p, step: 1.0 + p, lambda p, history: jnp.nansum(history, dtype=jnp.float32))
+    monkeypatch.setattr(type(job), "lines", lambda self: {"ce": lines["ce"]._replace(weight=weight)})
+    seen = train(job).records
+    accuracies = np.cumsum([0.0] + [record["train_accuracy"] for record in seen[:-1]])
+    np.testing.assert_allclose([record["terms"]["ce"]["weight"] for record in seen], 1 + accuracies, rtol=1e-6)
 
 
 def test_another_seed_begins_elsewhere_and_sees_another_order(make_job, begin):
