@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from gkd_jax import registry
 from gkd_jax.data import checks, dataset, digits, npz, split, tfds, views
 from gkd_jax.errors import UserError, unknown
 
@@ -20,6 +21,11 @@ class _Source(NamedTuple):
     shapes: Callable[[str | None, int | None], Shapes | None] = lambda data_dir, num_classes: None
     flip: bool = False
     statistics: Statistics | None = None
+
+    @property
+    def __wrapped__(self) -> Read:
+        """What the register tells sources apart by."""
+        return self.read
 
 
 class Description(NamedTuple):
@@ -70,7 +76,7 @@ def register(name: str, *, flip: bool = False) -> Callable[[Read], Read]:
       flip: whether a mirror image is of the same class; what `data.flip` is where the configuration leaves it open.
 
     Raises:
-      ValueError: if the name is taken.
+      ValueError: if another function has the name.
 
     Example:
       >>> import numpy as np
@@ -83,9 +89,7 @@ def register(name: str, *, flip: bool = False) -> Callable[[Read], Read]:
     """
 
     def decorate(read: Read) -> Read:
-        if name in _REGISTERED:
-            raise ValueError(f"the data source {name!r} is registered already")
-        _REGISTERED[name] = _Source(f"data source {name!r}", read, flip=flip)
+        registry.add(_REGISTERED, "data source", name, _Source(f"data source {name!r}", read, flip=flip))
         return read
 
     return decorate

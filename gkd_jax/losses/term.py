@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, PRNGKeyArray
 
+from gkd_jax import registry
 from gkd_jax.errors import UserError, nearest, unknown
 from gkd_jax.outputs import Batch, Gradient, Outputs, Setup
 
@@ -54,13 +55,13 @@ def register(name: str, needs: Iterable[Need] | None = None) -> Callable[[Callab
     Without, it is a factory: `factory(*, option=default) -> Term`. The function itself is returned unchanged.
 
     Raises:
-      ValueError: if the name is taken.
+      ValueError: if another function has the name.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        if name in _FACTORIES:
-            raise ValueError(f"the term {name!r} is registered already")
-        _FACTORIES[name] = function if needs is None else _of_plain(name, function, frozenset(needs))
+        registry.add(
+            _FACTORIES, "term", name, function if needs is None else _of_plain(name, function, frozenset(needs))
+        )
         return function
 
     return decorate

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from gkd_jax import registry
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.models.adapter import linen
 from gkd_jax.models.layers import CONV_FORMS
@@ -30,13 +31,11 @@ def register(name: str) -> Callable[[Build], Build]:
             return Tiny(num_classes, models.Compute(dtype, conv))
 
     Raises:
-      ValueError: if the name is taken.
+      ValueError: if another function has the name.
     """
 
     def decorate(build: Build) -> Build:
-        if name in _BUILDS:
-            raise ValueError(f"the model {name!r} is registered already")
-        _BUILDS[name] = build
+        registry.add(_BUILDS, "model", name, build)
         return build
 
     return decorate

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gkd_jax.errors import UserError
 from gkd_jax.outputs import Gradient, Model, Outputs, Variables
 
 _COTANGENT_STREAM = 7  # of the step's key, apart from what the network itself draws
@@ -92,5 +93,5 @@ def _canonical(at: str, stages: int) -> str:
         return at
     index = _index(at)
     if not -stages <= index < stages:
-        raise ValueError(f"{at}: the network has {stages} feature maps")
+        raise UserError(f"{at}: the network has {stages} feature maps, 0 to {stages - 1} or -{stages} to -1")
     return f"feature:{index % stages}"

@@ -101,6 +101,8 @@ class _Loop:
                 progress.epoch(record)
                 if (epoch + 1) % job.config["checkpoint_every"] == 0 or epoch + 1 == job.config["epochs"]:
                     self._save(record["val_accuracy"])
+                if epoch + 1 < job.config["epochs"]:
+                    self._stop_if_asked(record["val_accuracy"])
         finally:
             progress.close()
             if board is not None:
@@ -120,8 +122,8 @@ class _Loop:
             if self.program.waits:
                 jax.block_until_ready(self.state.step)
             progress.step()
-            if self.stop is not None and self.stop.requested is not None:
-                self._interrupt(self.stop.requested)
+            if self.step < end:  # at its end an epoch is first written down
+                self._stop_if_asked()
         self._check_finite()
         self._refit()
         seconds = time.monotonic() - compiled
@@ -179,8 +181,13 @@ class _Loop:
         self.checkpoints.save(self.step, self.state, val_accuracy)
         self.kept = self.step
 
-    def _interrupt(self, number: int) -> None:
+    def _stop_if_asked(self, val_accuracy: float | None = None) -> None:
+        """Saves and raises `Interrupted` if a signal came."""
+        number = None if self.stop is None else self.stop.requested
+        if number is None:
+            return
         self._check_finite()
-        self._save(None)
+        if self.kept != self.step:
+            self._save(val_accuracy)
         self.checkpoints.wait()
         raise Interrupted(number, self.job.name, self.step)

@@ -85,7 +85,8 @@ def test_a_registered_function_is_a_source():
     assert seen == ["somewhere", None]
     assert "mine" in data.names()
     with pytest.raises(ValueError, match="'mine' is registered already"):
-        data.register("mine")(mine)
+        data.register("mine")(lambda data_dir: noise())
+    assert data.register("mine")(mine) is mine  # a cell that runs twice
 
 
 @BOTH

@@ -184,7 +184,8 @@ def test_a_plain_function_becomes_a_term(key, monkeypatch):
     assert created.init(key, student, teacher, _setup()) == ({}, ())
     assert (state, created.readings(())) == ((), {})
     with pytest.raises(ValueError, match="registered already"):
-        losses.register("difference")(difference)
+        losses.register("difference")(lambda: None)
+    assert losses.register("difference", needs=["teacher.logits"])(difference) is difference  # a cell that runs twice
 
 
 def test_ott_is_imported_silently_and_only_where_it_is_used():

@@ -72,7 +72,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
     stopped = claimed("stopped", {k: dict(v) for k, v in terms.items()}, epochs=3, ema=0.9)
     per_epoch = stopped.steps_per_epoch
     assert per_epoch == 4
-    for polls, step in ((2, 3), (3, 7)):  # in the middle of the first epoch; then of the second
+    # In the middle of the first epoch; then, where the epoch is over and its record must not be lost, at its end; then
+    # in the second
+    for polls, step in ((2, 3), (0, 4), (1, 6)):
         with pytest.raises(Interrupted) as caught:
             train(stopped, StopAt(polls))
         assert caught.value.step == step
