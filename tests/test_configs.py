@@ -10,7 +10,7 @@ import helpers
 import numpy as np
 import pytest
 
-from gkd_jax import main
+from gkd_jax import command as command_line
 from gkd_jax.training.resolve import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_the_commands_in_its_docstring_work(file, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     if re.search(r"\.py:[A-Z,]+( |$)", command):
         pytest.skip("a pattern, not a command")
-    parsed = main.parse(["gkd_jax", *shlex.split(command)[3:]])
+    parsed = command_line.parse(["gkd_jax", *shlex.split(command)[3:]])
     assert parsed is not None
     resolved = resolve(parsed.config)
     assert json.loads(json.dumps(resolved)) == resolved

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gkd_jax
-from gkd_jax import config, data, main
+from gkd_jax import command as command_line
+from gkd_jax import config, data
 from gkd_jax.training import finished
 from gkd_jax.training.checkpoint import Checkpoints, sha256
 
@@ -176,7 +177,7 @@ def test_shapes_of_cifar_need_no_data(tmp_path):
     ],
 )
 def test_a_run_is_named_after_its_configuration(argument, name):
-    assert main.run_name(argument) == name
+    assert command_line.run_name(argument) == name
 
 
 def test_the_default_workdir_and_the_argument(tmp_path):
@@ -185,15 +186,15 @@ def test_the_default_workdir_and_the_argument(tmp_path):
         "from gkd_jax import config\n\n\ndef get_config(width, *rest):\n    c = config.default()\n"
         "    c.student.model = width\n    return c\n"
     )
-    command = main.parse(["gkd_jax", f"--config={file}:resnet8", "--config.seed=3"])
+    command = command_line.parse(["gkd_jax", f"--config={file}:resnet8", "--config.seed=3"])
     assert (command.workdir, command.mode) == (pathlib.Path("runs/grid-resnet8"), "train")
     assert (command.config.student.model, command.config.seed) == ("resnet8", 3)
     assert command.again == f"python -m gkd_jax.main --config={file}:resnet8 --config.seed=3"
-    command = main.parse(["gkd_jax", "--config", f"{file}:a", "--workdir", "x y", "--mode=eval"])
+    command = command_line.parse(["gkd_jax", "--config", f"{file}:a", "--workdir", "x y", "--mode=eval"])
     assert (command.workdir, command.mode) == (pathlib.Path("x y"), "eval")
     assert command.again.endswith("--workdir 'x y' --mode=eval")
     # The place of --config among its overrides says nothing
-    command = main.parse(["gkd_jax", "--config.seed=4", "--config", f"{file}:a"])
+    command = command_line.parse(["gkd_jax", "--config.seed=4", "--config", f"{file}:a"])
     assert command.config.seed == 4
 
 

@@ -1,0 +1,119 @@
+"""What a run leaves at its end: accuracies on the test split, the summary, the closing table, the plots."""
+
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gkd_jax import __version__, config, objective
+from gkd_jax.data import Dataset
+from gkd_jax.models import count
+from gkd_jax.reporting import plots
+from gkd_jax.reporting.records import read_records
+from gkd_jax.reporting.table import Row, closing_table
+from gkd_jax.training import checkpoint
+from gkd_jax.training.evaluate import Evaluator
+from gkd_jax.training.finished import Finished
+from gkd_jax.training.loop import METRICS
+from gkd_jax.training.program import Job
+
+SUMMARY = "summary.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ott-jax", "numpy")
+
+
+def report(dataset: Dataset, workdir: pathlib.Path, network: Finished) -> dict[str, Any]:
+    """Returns what the summary says of the network in `workdir`; the one place that opens the test split."""
+
+    def accuracy(images: np.ndarray, labels: np.ndarray) -> float | None:
+        if not len(images):
+            return None
+        return Evaluator(network.model, images, labels, dataset.mean, dataset.std, jax.devices())(network.variables)
+
+    return {
+        "model": network.config["student"]["model"],
+        "test_accuracy": accuracy(dataset.test_images, dataset.test_labels),
+        "val_accuracy": accuracy(dataset.val_images, dataset.val_labels),
+        "params": count.parameters(network.variables),
+        "params_sha256": checkpoint.sha256(network.variables["params"]),
+        "steps": network.step,
+        "seconds": seconds(workdir),
+        "workdir": str(workdir),
+    }
+
+
+def circumstances(resolved: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns how long the parts of a run in `workdir` took, and under what they were computed."""
+    rates = [record["images_per_second"] for record in read_records(workdir / METRICS)]
+    return {
+        "seconds": sum(seconds(folder) for folder in (workdir, workdir / "teacher", workdir / "alone")),
+        "images_per_second": float(np.median(rates)) if rates else None,
+        "versions": versions(),
+        "device": device(),
+        "config_hash": config.config_hash(resolved),
+    }
+
+
+def seconds(workdir: pathlib.Path) -> float:
+    """Returns how long the training in `workdir` took, over all its starts."""
+    file = workdir / METRICS
+    return sum(record["seconds"] for record in read_records(file)) if file.exists() else 0.0
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide about results."""
+    found = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"gkd_jax": __version__, "python": platform.python_version(), **found}
+
+
+def device() -> dict[str, Any]:
+    """Returns what the run was computed on."""
+    devices = jax.devices()
+    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Returns the closing table of a run."""
+    distilled = summary["teacher"] is not None
+    named = {
+        "teacher": "teacher",
+        "student_alone": "student alone",
+        "student": "student distilled" if distilled else "student",
+        "student_raw": "student, not averaged",
+    }
+    rows = [
+        Row(f"{name} ({part['model']})", part["test_accuracy"], part["params"], part["seconds"])
+        for key, name in named.items()
+        if (part := summary.get(key))
+    ]
+    return closing_table(rows)
+
+
+def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:
+    """Draws the plots of a run into its directory, from what its records hold so far."""
+    records = read_records(job.workdir / METRICS)
+    if not records:
+        return
+    folder = job.workdir / "plots"
+    t = np.linspace(0.0, 1.0, 501)
+    lines = job.lines()
+    weights = {k: np.asarray(v) for k, v in objective.weights_along(lines, list(t), job.total_steps).items()}
+    rate = job.learning_rate()
+    plots.plot_schedule(
+        folder / "schedule.png",
+        t,
+        weights,
+        np.asarray([float(rate(round(x * job.total_steps))) for x in t]),
+        stages={name: line.bounds for name, line in lines.items() if line.bounds is not None},
+        total_epochs=job.config["epochs"],
+    )
+    plots.plot_losses(folder / "losses.png", records)
+    others: dict[str, Any] = {}
+    if summary and summary.get("teacher"):
+        others["teacher"] = summary["teacher"]["test_accuracy"]
+    if summary and summary.get("student_alone"):
+        others["student alone"] = read_records(job.workdir / "alone" / METRICS)
+    plots.plot_accuracies(folder / "accuracies.png", records, others)

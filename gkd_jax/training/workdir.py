@@ -1,0 +1,52 @@
+"""Which run a directory belongs to: nothing is ever written over another one."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from gkd_jax import config
+from gkd_jax.data import Dataset
+from gkd_jax.errors import UserError
+from gkd_jax.reporting.files import write_json
+from gkd_jax.training import finished
+
+
+def claim(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> None:
+    """Makes a directory the one of a run, or makes sure that it is already.
+
+    Raises:
+      UserError: if it belongs to a run of another configuration or other data, or cannot be written.
+    """
+    if check(workdir, resolved, dataset):
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be made a directory ({error.strerror})") from error
+    write_json(workdir / finished.CONFIG, resolved)
+    write_json(workdir / finished.DATA, finished.facts(dataset))
+
+
+def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Returns whether a directory is the one of this run already; raises `UserError` if it is that of another."""
+    file = workdir / finished.CONFIG
+    if file.exists():
+        same_run(workdir, resolved, finished.read(file))
+        known = workdir / finished.DATA
+        if known.exists() and finished.read(known)["digest"] != dataset.digest:
+            raise UserError(
+                f"{workdir} belongs to a run on other images than those of {dataset.name} now; choose another --workdir"
+            )
+        return known.exists()
+    return False
+
+
+def same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless two resolved configurations, of which the workdir holds the second, are one run."""
+    changed = config.differences(here, there)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{workdir} belongs to a run of another configuration ({'; '.join(changed[:3])}{more}); "
+            "choose another --workdir, or remove this one"
+        )
