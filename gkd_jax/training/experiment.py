@@ -86,11 +86,11 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     master, warning = None, None
     # Before anything is written: a teacher that does not fit must not leave a directory that only it could continue
     if elsewhere:
-        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset)
+        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
     claim(workdir, resolved, dataset)
     if distilled and master is None:
         _train(Job("teacher", of_teacher(resolved), taught_in, dataset), stop)
-        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset)
+        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
     if master:
         warning = teacher.leak(dataset, master.finished)
         if warning:

@@ -10,7 +10,7 @@ from gkd_jax import data
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Model, Variables
-from gkd_jax.training.finished import Finished, load
+from gkd_jax.training.finished import Finished, load, network
 
 
 class Teacher(NamedTuple):
@@ -29,13 +29,14 @@ class Teacher(NamedTuple):
     finished: Finished
 
 
-def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset) -> Teacher:
+def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str) -> Teacher:
     """Returns the network of a finished run as the teacher of a student on `dataset`.
 
     Args:
       workdir: the teacher's run.
       name: the network that the configuration says it is.
       dataset: the student's.
+      dtype: to compute in, whatever the teacher was trained in.
 
     Raises:
       UserError: if the run is not finished, or its network is another one or made for other images or classes.
@@ -66,8 +67,8 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset) -> Teacher
         raise UserError(
             f"{workdir}: this teacher has not finished, it is at step {finished.step} of {total}; start its run again"
         )
-    kernel, bias = finished.model.classifier(finished.variables)
-    model, variables = finished.model, finished.variables
+    model, variables = network({**finished.config, "dtype": dtype}, dataset.num_classes), finished.variables
+    kernel, bias = model.classifier(variables)
     if model.fold is not None:
         model, variables = model.fold(variables)
     return Teacher(model, variables, kernel, bias, finished)

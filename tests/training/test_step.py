@@ -159,6 +159,23 @@ def test_first_value_that_is_not_finite_is_remembered(make_job, begin):
     assert [int(v) for v in again.first_nonfinite] == [first, place]
 
 
+def test_bfloat16_computes_and_float32_keeps(make_job, begin):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        program = Program(make_job(dtype=dtype), devices=jax.devices()[:1])
+        state, plan, fixed = begin(program)
+        state = program.step_at(0, state, plan, fixed)(state, plan, fixed)
+        kept = jax.tree.leaves((state.params, state.batch_stats, state.opt, state.metrics))
+        assert {leaf.dtype for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.floating)} == {jnp.dtype("float32")}
+        losses.append(float(state.metrics.loss))
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+    outputs, _ = program.networks.student.apply(
+        {"params": state.params, "batch_stats": state.batch_stats}, jnp.zeros((2, 8, 8, 3)), train=False
+    )
+    assert outputs.features[1].dtype == jnp.bfloat16
+
+
 def test_sums_begin_anew_with_an_epoch(make_job, begin):
     program = Program(make_job({}, taught=False), devices=jax.devices()[:1])
     state, plan, fixed = begin(program)
