@@ -7,8 +7,7 @@
 The recipe is RepDistiller's: 240 epochs, batch 64, learning rate 0.05 (0.01 for mobile and shuffle nets) with drops at
 150, 180 and 210, weight decay 5e-4. Published for resnet56 on CIFAR-100: 72.34 % (RepDistiller's README).
 
-Expected result: the full recipe has not been run yet, see experiments/results for what has. Time: minutes on an
-accelerator, about a day for resnet56 on two CPU cores.
+Expected result: the full recipe has not been run yet; experiments/results has short runs with their times.
 """
 
 from gkd_jax import config
@@ -20,5 +19,5 @@ def get_config(which="resnet56,cifar100"):
     c.data.source = dataset
     c.teacher.model = config.NO_TEACHER
     c.student.model = model
-    c.optimizer = config.optimizer(0.01 if model.startswith(("mobilenet", "shufflenet")) else 0.05)
+    c.optimizer = config.optimizer(config.standard_rate(model))
     return c

@@ -22,7 +22,7 @@ Fields = Any  # a mapping or a ConfigDict, which is none to Python
 NO_TEACHER = "none"
 
 # Fields that change nothing about the result, and so do not make a run another run.
-_NEUTRAL = ("data.data_dir", "compilation_cache", "tensorboard", "plots")
+_NEUTRAL = ("compilation_cache", "data.data_dir", "plots", "tensorboard")
 
 
 def optimizer(learning_rate: float = 0.05) -> ConfigDict:
@@ -39,6 +39,11 @@ def optimizer(learning_rate: float = 0.05) -> ConfigDict:
             "warmup": placeholder("0%"),
         }
     )
+
+
+def standard_rate(model: str) -> float:
+    """Returns the learning rate of the standard recipe: 0.05, and 0.01 for mobile and shuffle nets."""
+    return 0.01 if model.startswith(("mobilenet", "shufflenet")) else 0.05
 
 
 def schedule(name: str = "constant", **given: Any) -> ConfigDict:
@@ -133,6 +138,8 @@ def steps_in(duration: schedules.Duration, steps_per_epoch: int, total_steps: in
     if match is None:
         raise UserError(f"a duration is '20ep' (epochs), '10%' (of the run) or a number of steps, not {duration!r}")
     number, unit = float(match[1]), match[2]
+    if not unit and number != round(number):
+        raise UserError(f"a duration without a unit is a whole number of steps, not {duration!r}; did you mean a '%'?")
     return round(number * {"ep": steps_per_epoch, "%": total_steps / 100, "": 1}[unit])
 
 

@@ -15,6 +15,7 @@ with one schedule G for all.
 
 import copy
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,6 +73,11 @@ def active(lines: Lines, step: int) -> dict[str, Line]:
     return {name: line for name, line in lines.items() if step % line.every == 0}
 
 
+def stream(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
+    """Returns the key of what is called `name`: the same, whatever else there is, so that ablations stay paired."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
 def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | None, setup: Any) -> tuple[Tree, Tree]:
     """Returns the heads and the states of all the lines by name, given the shapes of both networks' outputs.
 
@@ -79,9 +85,9 @@ def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | N
       UserError: names the line that these networks do not suit.
     """
     both = {}
-    for i, (name, line) in enumerate(lines.items()):
+    for name, line in lines.items():
         try:
-            both[name] = line.term.init(jax.random.fold_in(key, i), student, teacher, setup)
+            both[name] = line.term.init(stream(key, name), student, teacher, setup)
         except UserError as error:
             raise UserError(f"objective.terms.{name}: {error}") from error
     return {name: heads for name, (heads, _) in both.items()}, {name: state for name, (_, state) in both.items()}
@@ -120,14 +126,14 @@ def total(
       The loss, a float32 scalar; for each line its `Reading`; the new states.
     """
     loss, readings, states = jnp.float32(0.0), {}, dict(states)
-    for i, (name, line) in enumerate(lines.items()):
+    for name, line in lines.items():
         values, states[name] = line.term.loss(
             heads[name],
             states[name],
             student[line.view],
             teacher.get(line.view),
             batch,
-            jax.random.fold_in(key, i),
+            stream(key, name),
         )
         value = jnp.mean(values.astype(jnp.float32))
         weight = jnp.asarray(line.weight.at(weights[name], batch.step), jnp.float32)
@@ -160,11 +166,17 @@ def block(
     """
     terms.create(name, **given)
     line = ConfigDict({"term": name, "weight": float(weight), "every": every})
-    for option, value in {**terms.options(name), **given}.items():
+    for option, value in _numbers(name, {**terms.options(name), **given}).items():
         line[option] = config.placeholder(value) if value is None else value
     # A copy: one schedule may be given to several lines, and a flag changes it in one of them
     line.schedule = config.schedule() if schedule is None else copy.deepcopy(schedule)
     return line
+
+
+def _numbers(term: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options with 4 as 4.0 where the default is a float: the same run, however it was written."""
+    real = {option for option, default in terms.options(term).items() if isinstance(default, float)}
+    return {k: float(v) if k in real and type(v) is int else v for k, v in given.items()}
 
 
 def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +281,13 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
         raise UserError(
             f"{where}: the term {name!r} cannot work with {unchecked}: {str(error).splitlines()[0]}"
         ) from error
-    return {"term": name, "weight": float(weight), "every": every, "schedule": schedule, **options, **given}
+    return {
+        "term": name,
+        "weight": float(weight),
+        "every": every,
+        "schedule": schedule,
+        **_numbers(name, {**options, **given}),
+    }
 
 
 def term_of(block: Mapping[str, Any]) -> Term:

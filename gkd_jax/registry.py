@@ -27,4 +27,4 @@ def add(register: dict[str, _Entry], what: str, name: str, entry: _Entry) -> Non
 
 def _definition(entry: Any) -> tuple[str, str]:
     function = inspect.unwrap(entry)
-    return function.__module__, function.__qualname__
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function))

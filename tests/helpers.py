@@ -5,7 +5,7 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -44,6 +44,7 @@ def get_config():
 class Speck(nn.Module):
     """One convolution, and a classifier that reads every position: it learns within an epoch, and compiles at once."""
 
+    foldable: ClassVar[bool] = True
     num_classes: int
     width: int
     compute: models.Compute

@@ -27,7 +27,7 @@ from gkd_jax.training.resolve import resolve
         (300, 300),
         ("300", 300),
         (0, 0),
-        (7.4, 7),
+        (300.0, 300),
     ],
 )
 def test_durations_in_steps(duration, steps):
@@ -39,6 +39,12 @@ def test_durations_in_steps(duration, steps):
 @pytest.mark.parametrize("duration", ["", "ep", "20 epochs", "-5ep", "-3", "5%%", "5 %ep", "1e3", "nan", "half"])
 def test_what_is_no_duration(duration):
     with pytest.raises(UserError, match="a duration is '20ep' .* not '"):
+        config.steps_in(duration, 40, 1200)
+
+
+@pytest.mark.parametrize("duration", [0.1, "7.4"])
+def test_a_share_needs_its_unit(duration):
+    with pytest.raises(UserError, match=f"without a unit is a whole number of steps, not '?{duration}'?; did"):
         config.steps_in(duration, 40, 1200)
 
 

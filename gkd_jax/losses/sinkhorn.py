@@ -61,7 +61,7 @@ def solve(
 
     .. math:: \mathrm{OT}_\varepsilon(a, b) = \min_P \langle P, C \rangle + \varepsilon \mathrm{KL}(P \,\|\, a b^\top)
 
-    over the plans P with row sums a and column sums b (Cuturi, `Sinkhorn Distances
+    over the plans P with row sums a and column sums b (up to a constant: Cuturi, `Sinkhorn Distances
     <https://arxiv.org/abs/1306.0895>`_, 2013), in the dual form that OTT calls `reg_ot_cost`. Each iteration updates
     the column potential, then the row potential, so that the row sums of the final plan are exact and its column sums
     are not. The potentials start from half of ε log of their marginals, which solves OT(a, a) under a cost that keeps
@@ -170,7 +170,7 @@ def debiased(
               - \tfrac12 \mathrm{OT}_\varepsilon(b, b)
 
     (Feydy et al., `Interpolating between Optimal Transport and MMD using Sinkhorn Divergences
-    <https://arxiv.org/abs/1810.08278>`_, 2019, equation 3), all with the same ε: with one of its own for each problem,
+    <https://arxiv.org/abs/1810.08278>`_, 2019), all with the same ε: with one of its own for each problem,
     a shrunken a would come too cheap. The term ½ OT(a, a) contributes its value, and the derivative of OT(a, a') in a
     at the constant a' = a: at convergence that is the same by symmetry, and before it makes value *and* derivative
     exactly zero at equality.

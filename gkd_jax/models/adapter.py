@@ -21,8 +21,9 @@ def linen(module: nn.Module, *, classifier: str = "classifier") -> Model:
 
     Args:
       module: called as `module(images, train=train, probes=probes)`, it returns `Outputs`. It keeps running statistics
-        in the collection "batch_stats", if it has any, and draws dropout from the stream "dropout". If it has a field
-        `compute` (a `layers.Compute`) and heeds its `folded`, the model can be folded.
+        in the collection "batch_stats", if it has any, and draws dropout from the stream "dropout". If its class says
+        `foldable = True`, the model can be folded: it then has a field `compute` (a `layers.Compute`) whose `folded` it
+        heeds, and normalises by `layers.ConvNorm` and `layers.BatchNorm` alone.
       classifier: name of its child whose parameters are `kernel` [d c] and `bias` [c].
     """
     compute = getattr(module, "compute", None)
@@ -56,7 +57,7 @@ def linen(module: nn.Module, *, classifier: str = "classifier") -> Model:
         again = module.clone(compute=dataclasses.replace(compute, folded=True))
         return linen(again, classifier=classifier), fold_variables(variables)
 
-    can_fold = isinstance(compute, Compute) and not folded
+    can_fold = getattr(type(module), "foldable", False) and not folded
     return Model(init, apply, read_classifier, fold if can_fold else None)
 
 
@@ -75,7 +76,7 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]
     if "mean" in stats:
         scale, shift = _affine(params, stats)
         return {"scale": scale, "bias": shift}
-    if "conv" in params and "norm" in params:
+    if set(params) == {"conv", "norm"}:  # a `layers.ConvNorm`
         scale, shift = _affine(params["norm"], stats["norm"])
         conv = params["conv"]
         kernel = conv["kernel"] * scale[None, None, None]

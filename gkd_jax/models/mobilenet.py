@@ -6,7 +6,7 @@ an expansion convolution also where the expansion is 1, a head of 1280 channels 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -67,6 +67,7 @@ class MobileNetV2(nn.Module):
       compute: element type and form.
     """
 
+    foldable: ClassVar[bool] = True
     num_classes: int
     width: float = 1.0
     compute: Compute = Compute()

@@ -6,7 +6,7 @@ as wide, their stem twice.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -86,6 +86,7 @@ class ResNet(nn.Module):
       compute: element type and form.
     """
 
+    foldable: ClassVar[bool] = True
     num_classes: int
     stem: int
     widths: tuple[int, ...]

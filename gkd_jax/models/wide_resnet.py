@@ -5,7 +5,7 @@ dropout. Blocks are pre-activated: BatchNorm and ReLU stand before the convoluti
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -57,6 +57,7 @@ class WideResNet(nn.Module):
       compute: element type and form.
     """
 
+    foldable: ClassVar[bool] = True
     num_classes: int
     blocks: int
     widen: int

@@ -7,6 +7,7 @@ from jaxtyping import Array, Int, UInt8
 
 from gkd_jax import data
 from gkd_jax.outputs import Model, Variables
+from gkd_jax.training.devices import mesh, one_program_at_a_time, replicated
 
 _BATCH = 1000
 
@@ -41,9 +42,10 @@ class Evaluator:
         # Padded with images of no class: one shape for all batches, and none of them counts.
         images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
         labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
-        mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
-        sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        self._replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        shared = mesh(devices)
+        sharded = jax.sharding.NamedSharding(shared, jax.sharding.PartitionSpec("data"))
+        self._replicated = replicated(shared)
+        self._waits = one_program_at_a_time(devices)
         self._batches = [
             (jax.device_put(images[i : i + size], sharded), jax.device_put(labels[i : i + size], sharded))
             for i in range(0, len(images), size)
@@ -58,5 +60,9 @@ class Evaluator:
     def __call__(self, variables: Variables) -> float:
         """Returns the share of the images that the network with these variables classifies correctly."""
         variables = jax.device_put(variables, self._replicated)  # those of a checkpoint are on one device
-        counts = [self._correct(variables, images, labels) for images, labels in self._batches]
+        counts = []
+        for images, labels in self._batches:
+            counts.append(self._correct(variables, images, labels))
+            if self._waits:
+                jax.block_until_ready(counts[-1])
         return int(sum(jax.device_get(counts))) / self._count

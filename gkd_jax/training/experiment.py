@@ -15,12 +15,12 @@ from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Setup
 from gkd_jax.reporting.files import write_json
-from gkd_jax.training import finished, summary, teacher
+from gkd_jax.training import checkpoint, finished, summary, teacher
 from gkd_jax.training.finished import Finished
 from gkd_jax.training.loop import train
 from gkd_jax.training.program import Job
 from gkd_jax.training.state import Networks, init_state
-from gkd_jax.training.stop import Stop
+from gkd_jax.training.stop import Interrupted, Stop
 from gkd_jax.training.workdir import check, claim, same_run
 
 
@@ -52,12 +52,12 @@ def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _alone(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the same run without a teacher."""
-    ce = objective.resolve({"mode": "sum", "ce": {}, "terms": {}})
+    """Returns the same run without a teacher: cross-entropy with its options, at weight 1 throughout."""
+    ce = {**resolved["objective"]["ce"], "weight": 1.0, "every": 1, "schedule": {"name": "constant"}}
     return {
         **resolved,
         "compare_alone": False,
-        "objective": ce,
+        "objective": objective.resolve({"mode": "sum", "ce": ce, "terms": {}}),
         "teacher": {**resolved["teacher"], "model": config.NO_TEACHER, "checkpoint": None},
     }
 
@@ -81,13 +81,18 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     if file.exists():
         return finished.read(file)
     distilled = resolved["teacher"]["model"] != config.NO_TEACHER
+    compared = resolved["compare_alone"] and distilled
     elsewhere = resolved["teacher"]["checkpoint"]
     taught_in = pathlib.Path(elsewhere) if elsewhere else workdir / "teacher"
     master, warning = None, None
     # Before anything is written: a teacher that does not fit must not leave a directory that only it could continue
     if elsewhere:
         master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
-    claim(workdir, resolved, dataset)
+    elif distilled:
+        check(taught_in, of_teacher(resolved), dataset)
+    if compared:
+        check(workdir / "alone", _alone(resolved), dataset)
+    claim(workdir, resolved, dataset, checkpoint.sha256(master.finished.variables["params"]) if master else None)
     if distilled and master is None:
         _train(Job("teacher", of_teacher(resolved), taught_in, dataset), stop)
         master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
@@ -95,7 +100,6 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
         warning = teacher.leak(dataset, master.finished)
         if warning:
             sys.stderr.write(f"warning: {warning}\n")
-    compared = resolved["compare_alone"] and distilled
     if compared:
         _train(Job("student alone", _alone(resolved), workdir / "alone", dataset), stop)
     job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
@@ -154,6 +158,8 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
 def _train(job: Job, stop: Stop | None) -> None:
     claim(job.workdir, job.config, job.dataset)
     train(job, stop)
+    if stop is not None and stop.requested is not None:  # at its last step; the next job would first compile
+        raise Interrupted(stop.requested, job.name, job.total_steps)
 
 
 def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -> str:

@@ -115,6 +115,16 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def _registered(workdir: pathlib.Path, config: Mapping[str, Any], num_classes: int) -> Model:
+    name = config["student"]["model"]
+    if name not in models.names():
+        raise UserError(
+            f"{workdir} holds a network {name!r}, which is not registered; if the run's configuration file registers "
+            "it, run that file first"
+        )
+    return network(config, num_classes)
+
+
 def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
     """Returns the student of a run, as it was after the last epoch (averaged, with `ema` on).
 
@@ -123,18 +133,16 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
       averaged: whether to take the averages, where there are any.
 
     Raises:
-      UserError: if it is not the directory of a run, or its checkpoint is missing or damaged.
+      UserError: if it is not the directory of a finished run, or its checkpoint is missing or damaged.
     """
     workdir = pathlib.Path(workdir)
     config, known = read(workdir / CONFIG), read(workdir / DATA)
     try:
-        model = network(config, len(known["class_names"]))
-        image_shape, mean, std = (
-            tuple(known["image_shape"]),
-            np.asarray(known["mean"], np.float32),
-            np.asarray(known["std"], np.float32),
-        )
+        image_shape = tuple(known["image_shape"])
+        mean, std = (np.asarray(known[name], np.float32) for name in ("mean", "std"))
+        total = config["epochs"] * data.steps_per_epoch(known["num_examples"], config["batch_size"])
         ema = bool(config["ema"]) and averaged
+        model = _registered(workdir, config, len(known["class_names"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{workdir}: {CONFIG} or {DATA} is not what gkd_jax wrote there (no {error})") from error
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
@@ -145,6 +153,9 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
     step = store.latest
     if step is None:
         raise UserError(f"{workdir / CHECKPOINTS}: no checkpoint here; start the run again to train")
+    if step < total:
+        store.close()
+        raise UserError(f"{workdir} has not finished, it is at step {step} of {total}; start its run again")
     tree = store.load(checkpoint.abstract_like(wanted, device), step, partial=True)
     store.close()
     return Finished(

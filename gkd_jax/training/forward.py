@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gkd_jax.errors import UserError
+from gkd_jax.objective import stream
 from gkd_jax.outputs import Gradient, Model, Outputs, Variables
-
-_COTANGENT_STREAM = 7  # of the step's key, apart from what the network itself draws
 
 
 def forward(
@@ -45,8 +44,9 @@ def forward(
     """
     if not wanted:
         return model.apply(variables, images, train=train, key=key)
-    outputs = jax.eval_shape(lambda: model.apply(variables, images, train=train, key=key)[0])
-    shapes = outputs.features or ()
+    shapes: Any = ()
+    if any(gradient.at != "input" for gradient in wanted):
+        shapes = jax.eval_shape(lambda: model.apply(variables, images, train=train, key=key)[0]).features or ()
     place = {gradient.at: _canonical(gradient.at, len(shapes)) for gradient in wanted}
     points = {at: images if at == "input" else _zeros(shapes[_index(at)]) for at in sorted(set(place.values()))}
 
@@ -58,9 +58,9 @@ def forward(
     logits, pull_back, (outputs, statistics) = jax.vjp(logits_at, points, has_aux=True)
     seen = logits if teacher_logits is None else teacher_logits
     grads = {}
-    for i, gradient in enumerate(wanted):
-        stream: Any = None if key is None else jax.random.fold_in(jax.random.fold_in(key, _COTANGENT_STREAM), i)
-        cotangent = gradient.cotangent(logits, seen, batch, stream)
+    for gradient in wanted:
+        drawn: Any = None if key is None else stream(key, f"cotangent of {gradient.name}")
+        cotangent = gradient.cotangent(logits, seen, batch, drawn)
         (pulled,) = pull_back(cotangent.astype(logits.dtype))
         grads[gradient.name] = pulled[place[gradient.at]]
     return outputs._replace(grads=grads), statistics

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array
 
 from gkd_jax import schedules
@@ -90,7 +89,7 @@ class _Loop:
         records.truncate_after(first)
         board = None
         if job.config["tensorboard"] and self.step < job.total_steps:
-            board = TensorBoardWriter(job.workdir / "tensorboard", purge_step=self.step + 1 if self.step else None)
+            board = TensorBoardWriter(job.workdir / "tensorboard", purge_step=self.step + 1)
         progress = Progress(job.config["epochs"], per_epoch, job.name, done_epochs=first)
         try:
             for epoch in range(first, job.config["epochs"]):
@@ -125,13 +124,13 @@ class _Loop:
             if self.step < end:  # at its end an epoch is first written down
                 self._stop_if_asked()
         self._check_finite()
-        self._refit()
         seconds = time.monotonic() - compiled
         rate = (self.step - begun) * self.job.config["batch_size"] / seconds
+        record = self._record(epoch)
         accuracy = self.validate(self.state.evaluated(self.frozen)) if self.validate else None
-        return {**self._record(epoch), "val_accuracy": accuracy, "images_per_second": rate} | {
-            "seconds": time.monotonic() - started
-        }
+        self._refit()
+        measured = {"val_accuracy": accuracy, "images_per_second": rate, "seconds": time.monotonic() - started}
+        return {**record, **measured}
 
     def _refit(self) -> None:
         """Lets the weights that have parameters learn from the accuracies so far."""
@@ -143,13 +142,13 @@ class _Loop:
     def _record(self, epoch: int) -> dict[str, Any]:
         """Fetches the epoch's sums: the one place where the host waits for the device."""
         metrics, terms = jax.device_get((self.state.metrics, self._readings()))
-        done = self.step / self.job.total_steps
+        done = (self.step - 1) / self.job.total_steps  # of the last step, as are the weights
         lines: dict[str, dict[str, Any]] = {}
         for name, line in self.program.lines.items():
             sums = metrics.lines[name]
             lines[name] = {
-                "value": float(sums.value / np.maximum(sums.count, 1.0)) if sums.count else None,
-                "weight": float(sums.weight),
+                "value": float(sums.value / sums.count) if sums.count else None,  # None: `every` is over an epoch
+                "weight": float(line.weight.at(self.state.weights[name], self.step - 1)),
                 **{reading: float(value) for reading, value in terms[name].items()},
             }
             if line.bounds is not None:

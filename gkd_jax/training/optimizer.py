@@ -30,12 +30,23 @@ def learning_rate(config: Mapping[str, Any], total_steps: int, steps: Callable[[
     if config["schedule"] == "cosine":
         after = optax.schedules.cosine_decay_schedule(peak, total_steps - warmup)
     else:
-        # Counted from the end of the warm-up, where this schedule begins.
-        drops = {max(steps(drop) - warmup, 0): config["factor"] for drop in config["drops"]}
-        after = optax.schedules.piecewise_constant_schedule(peak, drops)
+        after = optax.schedules.piecewise_constant_schedule(peak, _drops(config, warmup, total_steps, steps))
     if not warmup:
         return after
     return optax.schedules.join_schedules([optax.schedules.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _drops(
+    config: Mapping[str, Any], warmup: int, total_steps: int, steps: Callable[[Duration], int]
+) -> dict[int, float]:
+    """Returns the factor at each step, counted from the end of the warm-up, where this schedule begins."""
+    factors: dict[int, float] = {}
+    for drop in config["drops"]:
+        if steps(drop) > total_steps:
+            raise UserError(f"optimizer.drops: {drop} is {steps(drop)} steps, but the run has {total_steps}")
+        at = max(steps(drop) - warmup, 0)
+        factors[at] = factors.get(at, 1.0) * config["factor"]  # two drops may meet in a short run
+    return factors
 
 
 def sgd(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTransformation:

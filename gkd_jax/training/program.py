@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gkd_jax import data, objective
@@ -18,6 +18,7 @@ from gkd_jax.data import Dataset
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Setup, Variables
 from gkd_jax.training import finished, optimizer
+from gkd_jax.training.devices import mesh, one_program_at_a_time, replicated
 from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
 from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
 from gkd_jax.training.teacher import Teacher
@@ -85,20 +86,12 @@ class Program:
         )
         devices = jax.devices() if devices is None else list(devices)
         self.devices = devices[: max(n for n in range(1, len(devices) + 1) if config["batch_size"] % n == 0)]
-        self.mesh = jax.make_mesh((len(self.devices),), ("data",), devices=self.devices, axis_types=(AxisType.Auto,))
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.waits = one_program_at_a_time(self.devices)
+        self.mesh = mesh(self.devices)
+        self.replicated = replicated(self.mesh)
         self.by_column = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         self.key = jax.random.key(config["seed"], impl="threefry2x32")
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
-
-    @property
-    def waits(self) -> bool:
-        """Whether a step must end before the next may be dispatched.
-
-        Several CPU devices share one pool of threads. With two steps in flight, the threads of the one can all wait for
-        the other in a reduction across devices, and XLA aborts the process after 40 seconds.
-        """
-        return len(self.devices) > 1 and self.devices[0].platform == "cpu"
 
     def place(self, tree: Any) -> Any:
         """Returns a tree on all devices."""
@@ -180,9 +173,8 @@ class Program:
     def fixed(self, frozen: Variables) -> Fixed:
         """Returns what every step reads, on all devices."""
         dataset = self.job.dataset
-        padded = jnp.asarray(data.pad_images(dataset.train_images, dataset.pad))
-        labels = jnp.asarray(dataset.train_labels)
-        return self.place(Fixed(padded, labels, self.networks.teacher_variables, frozen))
+        padded, labels = self.place((data.pad_images(dataset.train_images, dataset.pad), dataset.train_labels))
+        return Fixed(padded, labels, self.place(self.networks.teacher_variables), frozen)
 
     def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
         """Compiles every variant of the step before the clock of the throughput starts."""

@@ -22,11 +22,10 @@ PARAMETERS, HEADS, STEPS, PLAN = range(4)
 
 @flax.struct.dataclass
 class LineMetrics:
-    """Sums over the epoch's steps at which a line was computed, and its weight at the last of them."""
+    """A line's raw values, summed over the epoch's steps at which it was computed, and the number of these."""
 
     value: Tree
     count: Tree
-    weight: Tree
 
 
 @flax.struct.dataclass
@@ -46,7 +45,7 @@ class Metrics:
         def nothing() -> Array:
             return jnp.zeros((), jnp.float32)
 
-        per_line = {name: LineMetrics(nothing(), nothing(), nothing()) for name in lines}
+        per_line = {name: LineMetrics(nothing(), nothing()) for name in lines}
         return cls(nothing(), nothing(), nothing(), nothing(), per_line)
 
 

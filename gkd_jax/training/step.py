@@ -149,9 +149,7 @@ def _added(
     """Adds one step to the epoch's sums, which begin anew at a `fresh` epoch."""
     old = jax.tree.map(lambda x: jnp.where(fresh, jnp.zeros_like(x), x), old)
     lines = {
-        name: LineMetrics(sums.value + readings[name].value, sums.count + 1.0, readings[name].weight)
-        if name in readings
-        else sums
+        name: LineMetrics(sums.value + readings[name].value, sums.count + 1.0) if name in readings else sums
         for name, sums in old.lines.items()
     }
     return Metrics(

@@ -58,7 +58,7 @@ def circumstances(resolved: Mapping[str, Any], workdir: pathlib.Path) -> dict[st
 
 
 def seconds(workdir: pathlib.Path) -> float:
-    """Returns how long the training in `workdir` took, over all its starts."""
+    """Returns how long the epochs that are recorded in `workdir` took, without what was lost by being killed."""
     file = workdir / METRICS
     return sum(record["seconds"] for record in read_records(file)) if file.exists() else 0.0
 
@@ -102,12 +102,14 @@ def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:
     lines = job.lines()
     weights = {k: np.asarray(v) for k, v in objective.weights_along(lines, list(t), job.total_steps).items()}
     rate = job.learning_rate()
+    stages = {name: line.bounds for name, line in lines.items() if line.bounds is not None}
     plots.plot_schedule(
         folder / "schedule.png",
         t,
         weights,
         np.asarray([float(rate(round(x * job.total_steps))) for x in t]),
-        stages={name: line.bounds for name, line in lines.items() if line.bounds is not None},
+        stages=stages,
+        inflections={name: sum(bounds) / 2 for name, bounds in stages.items()},
         total_epochs=job.config["epochs"],
     )
     plots.plot_losses(folder / "losses.png", records)

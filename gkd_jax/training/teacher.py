@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 
-from gkd_jax import data
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Model, Variables
@@ -59,13 +58,6 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str
         raise UserError(
             f"{workdir}: the teacher's images were normalised by mean {finished.mean} and std {finished.std}, those of "
             f"{dataset.name} are by {dataset.mean} and {dataset.std}; teacher and student need the same"
-        )
-    total = finished.config["epochs"] * data.steps_per_epoch(
-        finished.record["num_examples"], finished.config["batch_size"]
-    )
-    if finished.step < total:
-        raise UserError(
-            f"{workdir}: this teacher has not finished, it is at step {finished.step} of {total}; start its run again"
         )
     model, variables = network({**finished.config, "dtype": dtype}, dataset.num_classes), finished.variables
     kernel, bias = model.classifier(variables)

@@ -11,20 +11,34 @@ from gkd_jax.reporting.files import write_json
 from gkd_jax.training import finished
 
 
-def claim(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> None:
+def claim(
+    workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset, teacher_sha256: str | None = None
+) -> None:
     """Makes a directory the one of a run, or makes sure that it is already.
 
+    Args:
+      workdir: the directory.
+      resolved: the run's configuration.
+      dataset: its data.
+      teacher_sha256: of the parameters of a teacher from elsewhere, which may not change under the run.
+
     Raises:
-      UserError: if it belongs to a run of another configuration or other data, or cannot be written.
+      UserError: if it belongs to a run of another configuration, other data or another teacher, or cannot be written.
     """
     if check(workdir, resolved, dataset):
+        known = finished.read(workdir / finished.DATA).get("teacher_sha256")
+        if known != teacher_sha256:
+            raise UserError(
+                f"{workdir} belongs to a run whose teacher had other parameters than the one in "
+                f"{resolved['teacher']['checkpoint']} has now; choose another --workdir"
+            )
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be made a directory ({error.strerror})") from error
     write_json(workdir / finished.CONFIG, resolved)
-    write_json(workdir / finished.DATA, finished.facts(dataset))
+    write_json(workdir / finished.DATA, {**finished.facts(dataset), "teacher_sha256": teacher_sha256})
 
 
 def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> bool:

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,7 @@ def test_the_plain_form_is_plain_convolutions():
 
 
 class Tiny(nn.Module):
+    foldable: ClassVar[bool] = True
     num_classes: int
     compute: models.Compute
 

@@ -33,7 +33,7 @@ def test_sgd_moves_as_pytorch_does(nesterov):
 
 def test_drops_of_the_standard_recipe():
     rate = optimizer.learning_rate(block(), 2400, config.steps_of(10, 240))
-    expected = [(0, 0.05), (1499, 0.05), (1501, 0.005), (1799, 0.005), (1801, 5e-4), (2099, 5e-4), (2101, 5e-5)]
+    expected = [(0, 0.05), (1499, 0.05), (1500, 0.005), (1799, 0.005), (1800, 5e-4), (2099, 5e-4), (2100, 5e-5)]
     np.testing.assert_allclose([rate(n) for n, _ in expected], [v for _, v in expected], rtol=1e-5)
 
 
@@ -48,3 +48,15 @@ def test_cosine_and_warm_up():
 def test_warm_up_must_end_before_the_run_does():
     with pytest.raises(UserError, match="optimizer.warmup: 5ep is not shorter than the run of 50 steps"):
         optimizer.learning_rate(block(warmup="5ep"), 50, config.steps_of(10, 5))
+
+
+def test_drops_that_meet_in_a_short_run_are_both_made():
+    rate = optimizer.learning_rate(block(drops=["50%", "55%"], factor=0.5), 10, config.steps_of(10, 1))
+    np.testing.assert_allclose([rate(4), rate(5), rate(6)], [0.05, 0.025, 0.0125], rtol=1e-6)
+    rate = optimizer.learning_rate(block(drops=["50%", "50%"], factor=0.5), 10, config.steps_of(10, 1))
+    np.testing.assert_allclose([rate(4), rate(5)], [0.05, 0.0125], rtol=1e-6)
+
+
+def test_a_drop_after_the_end_is_refused():
+    with pytest.raises(UserError, match="optimizer.drops: 6ep is 60 steps, but the run has 50"):
+        optimizer.learning_rate(block(drops=["6ep"]), 50, config.steps_of(10, 5))
