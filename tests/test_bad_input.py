@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 import gkd_jax
 from gkd_jax.losses import term
 from gkd_jax.losses.term import Term
+from gkd_jax.models import registry
 
 ALONE = ["--config.teacher.model=none", "--config.objective.terms.kd.weight=0"]
 
@@ -510,10 +511,21 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(teacher, copied):
 def test_a_teacher_that_has_not_finished(small, copied, tmp_path):
     text = (copied / "config.json").read_text()
     (copied / "config.json").write_text(re.sub(r'"epochs": 1,', '"epochs": 3,', text, count=1))
-    message = "this teacher has not finished, it is at step 4 of 12; start its run again"
+    message = f"{copied} has not finished, it is at step 4 of 12; start its run again"
     checkpoint = f"--config.teacher.checkpoint={copied}"
     _refused(message, "--config", small, checkpoint, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_not_registered_any_more(copied, monkeypatch):
+    assert gkd_jax.load(copied).config["student"]["model"] == "speck_wide"
+    monkeypatch.delitem(registry._BUILDS, "speck_wide")
+    message = (
+        f"^{copied} holds a network 'speck_wide', which is not registered; if the run's configuration file registers "
+        "it, run that file first$"
+    )
+    with pytest.raises(gkd_jax.errors.UserError, match=message):
+        gkd_jax.load(copied)
 
 
 def test_a_workdir_of_other_images(teacher, copied, tmp_path):
@@ -606,9 +618,11 @@ def test_a_loss_that_becomes_nan(tmp_path):
     ) in found.err
     assert [json.loads(line)["epoch"] for line in (workdir / "metrics.jsonl").read_text().splitlines()] == [1]
     assert not (workdir / "summary.json").exists()
-    kept = gkd_jax.load(workdir)
-    assert kept.step == 4
-    assert np.isfinite(kept.predict(helpers.images()["x_test"])).all()
+    # What is there is the network of an unfinished run, and is taken for nothing else
+    unfinished = f"{workdir} has not finished, it is at step 4 of 12; start its run again"
+    with pytest.raises(gkd_jax.errors.UserError, match=f"^{unfinished}$"):
+        gkd_jax.load(workdir)
+    _refused(unfinished, *flags, "--mode=eval")
     # Started again it stops at the same place, and damages nothing
     before = helpers.contents(workdir / "checkpoints")
     again = helpers.run(*flags)

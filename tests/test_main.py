@@ -99,6 +99,21 @@ def test_what_is_printed_is_a_configuration_file_by_value():
     assert config.config_hash(_printed()) != config.config_hash(_printed("--config.seed=1"))
 
 
+def test_an_option_that_was_written_as_a_whole_number(tmp_path):
+    printed, hashes = {}, set()
+    for name, flags in {"4": [], "4.0": [], "2": ["--config.objective.terms.kd.temperature=2.5"]}.items():
+        file = helpers.write_config(
+            tmp_path / name, f'c.objective.terms.kd = objective.block("kd", temperature={name})'
+        )
+        found = helpers.run("--config", file, "--mode=print", "--config.data.source=digits", *flags)
+        assert found.status == 0, found.err
+        printed[name] = found.out
+        hashes.add(config.config_hash(json.loads(found.out)))
+    assert printed["4"] == printed["4.0"]
+    assert len(hashes) == 2
+    assert json.loads(printed["2"])["objective"]["terms"]["kd"]["temperature"] == 2.5
+
+
 # ------------------------------------------------------------------------------------------------ shapes
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import jax
@@ -108,6 +109,48 @@ def test_lines_read_their_own_view_and_draw_their_own_key():
     assert [seen["a"][0], seen["b"][0]] == [0.25, 0.75]
     assert seen["a"][1] is None
     assert seen["a"][2] != seen["b"][2]
+
+
+def _drawing(name):
+    """A term whose head and whose value are what it draws."""
+
+    def loss(heads, state, student, teacher, batch, key):
+        return jax.random.uniform(key), state
+
+    def init(key, student, teacher, setup):
+        return {"drawn": jax.random.uniform(key)}, ()
+
+    return Line(Term(name, loss, init=init), schedules.fixed(schedules.constant(1.0)))
+
+
+ABLATIONS = [("other", "line"), ("line", "other"), ("ce", "other", "more", "line")]
+
+
+@pytest.mark.parametrize("names", ABLATIONS, ids="-".join)
+def test_a_line_begins_alike_whatever_other_lines_there_are(key, names):
+    def heads(names):
+        lines = {name: _drawing(name) for name in names}
+        found, _ = objective.init(key, lines, _outputs(0.0), None, Setup(2, 4, 1))
+        return {name: float(head["drawn"]) for name, head in found.items()}
+
+    alone, together = heads(("line",)), heads(names)
+    assert together["line"] == alone["line"]
+    assert len(set(together.values())) == len(names)
+
+
+@pytest.mark.parametrize("names", ABLATIONS, ids="-".join)
+def test_a_line_draws_alike_whatever_other_lines_there_are(key, names):
+    def values(names):
+        empty = dict.fromkeys(names, ())
+        lines = {name: _drawing(name) for name in names}
+        _, (readings, _) = objective.total(
+            lines, empty, empty, empty, {"weak": _outputs(0.0)}, {}, _batch(), jax.random.key(3)
+        )
+        return {name: float(reading.value) for name, reading in readings.items()}
+
+    alone, together = values(("line",)), values(names)
+    assert together["line"] == alone["line"]
+    assert len(set(together.values())) == len(names)
 
 
 def test_each_gradient_is_computed_once():
@@ -284,6 +327,16 @@ def test_options_reach_the_record_with_their_defaults():
     }
     again = objective.resolve({**resolved, "schedule": None})
     assert again == resolved  # a record can be run
+
+
+@pytest.mark.parametrize("written", [objective.block, lambda name, **given: ml_collections.ConfigDict(given)])
+def test_a_whole_number_is_the_same_run_as_its_float(written):
+    def resolved(power):
+        return objective.resolve(_given(distance=written("distance", power=power)))
+
+    # Not by ==, to which 4 is 4.0
+    assert json.dumps(resolved(4)) == json.dumps(resolved(4.0))
+    assert config.config_hash(resolved(4)) == config.config_hash(resolved(4.0)) != config.config_hash(resolved(4.5))
 
 
 def _line(**fields):

@@ -94,6 +94,7 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
         check(workdir / "alone", _alone(resolved), dataset)
     claim(workdir, resolved, dataset, checkpoint.sha256(master.finished.variables["params"]) if master else None)
     if distilled and master is None:
+        claim(taught_in, of_teacher(resolved), dataset)
         _train(Job("teacher", of_teacher(resolved), taught_in, dataset), stop)
         master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
     if master:
@@ -101,6 +102,7 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
         if warning:
             sys.stderr.write(f"warning: {warning}\n")
     if compared:
+        claim(workdir / "alone", _alone(resolved), dataset)
         _train(Job("student alone", _alone(resolved), workdir / "alone", dataset), stop)
     job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
     _train(job, stop)
@@ -156,7 +158,7 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def _train(job: Job, stop: Stop | None) -> None:
-    claim(job.workdir, job.config, job.dataset)
+    """Trains a job in a directory that is claimed for it."""
     train(job, stop)
     if stop is not None and stop.requested is not None:  # at its last step; the next job would first compile
         raise Interrupted(stop.requested, job.name, job.total_steps)

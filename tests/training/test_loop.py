@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gkd_jax import config
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Model, Outputs
 from gkd_jax.schedules import Weight
@@ -24,6 +26,12 @@ from gkd_jax.training.program import Program
 from gkd_jax.training.stop import Interrupted, Stop
 
 TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations():
+    with helpers.registrations():
+        yield
 
 
 class StopAt(Stop):
@@ -95,6 +103,17 @@ def test_a_weight_with_parameters_is_refitted_to_the_accuracies_at_every_epochs_
     seen = train(job).records
     accuracies = np.cumsum([0.0] + [record["train_accuracy"] for record in seen[:-1]])
     np.testing.assert_allclose([record["terms"]["ce"]["weight"] for record in seen], 1 + accuracies, rtol=1e-6)
+
+
+def test_the_weight_of_a_line_is_current_where_its_value_is_not(claimed):
+    """It is computed at step 0 alone, at weight 0; the weight goes on to grow."""
+    terms = {"late": {"term": "ce", "weight": 2.0, "every": 12, "schedule": config.schedule("linear")}}
+    job = claimed("late", terms, taught=False, epochs=3, student__model="speck")
+    train(job)
+    late = [record["terms"]["late"] for record in records(job)]
+    assert late[0]["value"] > 0
+    assert [line["value"] for line in late[1:]] == [None, None]
+    np.testing.assert_allclose([line["weight"] for line in late], [2 * step / 12 for step in (3, 7, 11)], rtol=1e-6)
 
 
 def test_another_seed_begins_elsewhere_and_sees_another_order(make_job, begin):

@@ -2,6 +2,7 @@
 
 import re
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,12 @@ import pytest
 
 from gkd_jax.training.program import Program
 from gkd_jax.training.step import Plan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations():
+    with helpers.registrations():
+        yield
 
 
 def softmax(x):
@@ -73,9 +80,22 @@ ALL_TERMS = {
 }
 
 
-def test_two_devices_do_what_one_does(make_job, begin):
+# Both kinds of transport with OTT's solver, through a learned projection: the widths of speck and resnet8 differ
+BY_OTT = {
+    "kd": {"weight": 1.0},
+    "wasserstein": {"weight": 1.0, "solver": "ott"},
+    "logit": {"term": "wasserstein", "weight": 1.0, "kind": "logit", "solver": "ott"},
+}
+
+
+@pytest.mark.parametrize(
+    ("terms", "fields"),
+    [(ALL_TERMS, {}), (BY_OTT, {"ema": 0.9, "student__model": "speck"})],
+    ids=["unrolled", "ott"],
+)
+def test_two_devices_do_what_one_does(make_job, begin, terms, fields):
     """BatchNorm's statistics, the transport between all pairs of the batch, and the means are those of the batch."""
-    job = make_job({k: dict(v) for k, v in ALL_TERMS.items()})
+    job = make_job({k: dict(v) for k, v in terms.items()}, **fields)
     after = []
     for count in (1, 2):
         program = Program(job, devices=jax.devices()[:count])
@@ -85,10 +105,14 @@ def test_two_devices_do_what_one_does(make_job, begin):
         after.append(jax.device_get(program.step_at(0, state, plan, fixed)(state, plan, fixed)))
     one, two = after
     np.testing.assert_allclose(two.metrics.loss, one.metrics.loss, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+    for name in terms:
+        np.testing.assert_allclose(two.metrics.lines[name].value, one.metrics.lines[name].value, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(one.trained), jax.tree.leaves(two.trained), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
-    for a, b in zip(jax.tree.leaves(one.batch_stats), jax.tree.leaves(two.batch_stats), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    others = [jax.tree.leaves((state.batch_stats, state.ema, state.terms)) for state in (one, two)]
+    assert len(others[0]) > len(jax.tree.leaves(one.batch_stats))
+    for a, b in zip(*others, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 def test_nothing_is_traced_again_after_the_first_step(make_job, begin):
@@ -103,16 +127,18 @@ def test_nothing_is_traced_again_after_the_first_step(make_job, begin):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_step_lowers_for_an_absent_platform(make_job, begin, platform):
-    program = Program(
-        make_job({k: dict(v) for k, v in ALL_TERMS.items()}), devices=jax.devices()[:1], platform=platform
-    )
+    """In the compute type that "auto" is there."""
+    job = make_job({k: dict(v) for k, v in ALL_TERMS.items()}, dtype="bfloat16")
+    program = Program(job, devices=jax.devices()[:1], platform=platform)
     state, plan, fixed = begin(program)
     text = program.jitted_step_at(0).trace(state, plan, fixed).lower(lowering_platforms=(platform,)).as_text()
     convolutions = re.findall(r"stablehlo\.convolution.*", text)
-    kernels = [re.search(r"tensor<(\d+)x(\d+)x\d+x\d+xf32>\) ->", line) for line in convolutions]
+    kernels = [re.search(r"tensor<(\d+)x(\d+)x\d+x\d+x(f32|bf16)>\) ->", line) for line in convolutions]
     assert len(convolutions) > 20
+    assert all(kernels)
+    assert "bf16" in {m.group(3) for m in kernels}
     # The shortcuts' 1x1 convolutions are matrix products; whatever is a convolution is a 3x3 or one of its gradients
-    assert not [m.group() for m in kernels if m and m.group(1) == m.group(2) == "1"]
+    assert not [m.group() for m in kernels if m.group(1) == m.group(2) == "1"]
     assert "stablehlo.dot_general" in text
 
 

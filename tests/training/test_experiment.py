@@ -1,0 +1,158 @@
+"""Whole runs: what their jobs learn, whose directories they take, and stopping in any of them."""
+
+import json
+import pathlib
+import signal
+
+import helpers
+import jax
+import pytest
+
+from gkd_jax import command, config
+from gkd_jax.errors import UserError
+from gkd_jax.training import experiment, finished
+from gkd_jax.training.checkpoint import Checkpoints
+from gkd_jax.training.resolve import resolve
+from gkd_jax.training.stop import Interrupted, Stop
+from gkd_jax.training.workdir import claim
+
+NETWORKS = ("teacher", "student_alone", "student")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations():
+    with helpers.registrations():
+        yield
+
+
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory):
+    """Returns a function that gives the configuration of a run of 4 steps for the teacher and 8 for each student."""
+    file = helpers.write_config(tmp_path_factory.mktemp("small"))
+
+    def make(*flags):
+        return resolve(command.parse(["gkd_jax", f"--config={file}", *flags]).config)
+
+    return make
+
+
+class StopAt(Stop):
+    """Asks to stop when it was asked so often."""
+
+    def __init__(self, polls):
+        self._polls = polls
+
+    @property
+    def requested(self):
+        self._polls -= 1
+        return signal.SIGTERM if self._polls < 0 else None
+
+
+def stopped(resolved, workdir, polls):
+    """Returns the job and the step at which a run says that it was stopped."""
+    with pytest.raises(Interrupted) as caught:
+        experiment.run(resolved, workdir, StopAt(polls))
+    assert caught.value.signal == signal.SIGTERM
+    assert not (workdir / "summary.json").exists()
+    return str(caught.value).split(":")[0], caught.value.step
+
+
+# ------------------------------------------------------------------------------------------------ the student alone
+
+
+@pytest.mark.parametrize("mode", ["sum", "convex"])
+def test_the_student_alone_keeps_the_options_of_its_cross_entropy(resolved, mode):
+    flags = ["--config.objective.ce.label_smoothing=0.2", f"--config.objective.mode={mode}"]
+    if mode == "sum":  # in the mode "convex" these two are 1 and constant already
+        flags += ["--config.objective.ce.weight=0.5", "--config.objective.ce.schedule.name=linear"]
+    else:
+        flags += [
+            f"--config.objective.terms.{name}.schedule.name=constant" for name in ("kd", "wasserstein", "gradient")
+        ]
+    distilled = resolved(*flags)
+    alone = experiment._alone(distilled)
+    assert alone["objective"] == {
+        "mode": "sum",
+        "ce": {
+            "term": "ce",
+            "weight": 1.0,
+            "every": 1,
+            "schedule": {"name": "constant", "value": 1.0},
+            "label_smoothing": 0.2,
+        },
+        "terms": {},
+    }
+    assert (alone["teacher"]["model"], alone["teacher"]["checkpoint"]) == (config.NO_TEACHER, None)
+    others = set(distilled) - {"objective", "teacher", "compare_alone"}
+    assert {name: alone[name] for name in others} == {name: distilled[name] for name in others}
+    # The teacher learns from the same targets
+    assert experiment.of_teacher(distilled)["objective"] == alone["objective"]
+
+
+# ------------------------------------------------------------------------------------------------ whose directory
+
+
+def test_a_teacher_whose_parameters_changed_under_the_run(resolved, tmp_path):
+    taught_in, workdir = tmp_path / "teacher", tmp_path / "run"
+    experiment.run(experiment.of_teacher(resolved()), taught_in)
+    given = resolved(f"--config.teacher.checkpoint={taught_in}")
+    assert stopped(given, workdir, 1) == ("student", 2)
+    before = helpers.contents(workdir)
+
+    def replace(variables):
+        store = Checkpoints(taught_in / finished.CHECKPOINTS)
+        store.save(4, variables)
+        store.close()
+
+    variables = finished.load(taught_in).variables
+    replace({**variables, "params": jax.tree.map(lambda x: x * 1.5, variables["params"])})
+    message = (
+        f"^{workdir} belongs to a run whose teacher had other parameters than the one in {taught_in} has now; choose "
+        "another --workdir$"
+    )
+    with pytest.raises(UserError, match=message):
+        experiment.run(given, workdir)
+    assert helpers.contents(workdir) == before
+
+    replace(variables)
+    assert experiment.run(given, workdir)["student"]["steps"] == 8
+
+
+@pytest.mark.parametrize("part", ["teacher", "alone"])
+def test_a_part_that_belongs_to_another_run(resolved, tmp_path, part):
+    given, other = (
+        resolved("--config.compare_alone=true", f"--config.student.model={name}") for name in ("speck", "resnet8")
+    )
+    other["teacher"]["model"] = "speck"
+    of = {"teacher": experiment.of_teacher, "alone": experiment._alone}[part]
+    claim(tmp_path / part, of(other), experiment.load_data(other))
+    before = helpers.contents(tmp_path)
+    message = rf"^{tmp_path / part} belongs to a run of another configuration \(student.model: '.*' -> '.*'\); choose"
+    with pytest.raises(UserError, match=message):
+        experiment.run(given, tmp_path)
+    assert helpers.contents(tmp_path) == before
+    assert not (tmp_path / finished.CONFIG).exists()
+
+
+# ------------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_run_that_was_stopped_in_each_of_its_jobs_ends_as_one_that_was_not(resolved, tmp_path):
+    given = resolved("--config.compare_alone=true", "--config.ema=0.9")
+    workdir = tmp_path / "stopped"
+    # A job asks after each of its steps but the last, and once more when it is over
+    assert stopped(given, workdir, 1) == ("teacher", 2)
+    assert stopped(given, workdir, 1) == ("teacher", 4)
+    assert not (workdir / "alone").exists()
+    assert stopped(given, workdir, 3) == ("student alone", 3)
+    assert not (workdir / "metrics.jsonl").exists()
+    assert stopped(given, workdir, 5) == ("student alone", 8)
+    assert not (workdir / "metrics.jsonl").exists()
+    ended = experiment.run(given, workdir)
+    straight = experiment.run(given, tmp_path / "straight")
+    found, expected = ({name: run[name]["params_sha256"] for name in NETWORKS} for run in (ended, straight))
+    assert found == expected
+    assert len(set(expected.values())) == 3
+    for folder in (pathlib.Path(), pathlib.Path("teacher"), pathlib.Path("alone")):
+        lines = (workdir / folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == ([1] if folder.name == "teacher" else [1, 2])
