@@ -98,7 +98,7 @@ def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:
     if not records:
         return
     folder = job.workdir / "plots"
-    t = np.linspace(0.0, 1.0, 501)
+    t = np.linspace(0.0, 1.0, min(job.total_steps, 500) + 1)
     lines = job.lines()
     weights = {k: np.asarray(v) for k, v in objective.weights_along(lines, list(t), job.total_steps).items()}
     rate = job.learning_rate()
