@@ -150,14 +150,15 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
     wanted = {"ema": kept} if ema else kept
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     store = checkpoint.Checkpoints(workdir / CHECKPOINTS)
-    step = store.latest
-    if step is None:
-        raise UserError(f"{workdir / CHECKPOINTS}: no checkpoint here; start the run again to train")
-    if step < total:
+    try:
+        step = store.latest
+        if step is None:
+            raise UserError(f"{workdir / CHECKPOINTS}: no checkpoint here; start the run again to train")
+        if step < total:
+            raise UserError(f"{workdir} has not finished, it is at step {step} of {total}; start its run again")
+        tree = store.load(checkpoint.abstract_like(wanted, device), step, partial=True)
+    finally:
         store.close()
-        raise UserError(f"{workdir} has not finished, it is at step {step} of {total}; start its run again")
-    tree = store.load(checkpoint.abstract_like(wanted, device), step, partial=True)
-    store.close()
     return Finished(
         config=config,
         class_names=tuple(known["class_names"]),

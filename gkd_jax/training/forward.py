@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from gkd_jax.errors import UserError
 from gkd_jax.objective import stream
 from gkd_jax.outputs import Gradient, Model, Outputs, Variables
 
@@ -93,5 +92,5 @@ def _canonical(at: str, stages: int) -> str:
         return at
     index = _index(at)
     if not -stages <= index < stages:
-        raise UserError(f"{at}: the network has {stages} feature maps, 0 to {stages - 1} or -{stages} to -1")
+        raise ValueError(f"{at}: the network has {stages} feature maps, 0 to {stages - 1} or -{stages} to -1")
     return f"feature:{index % stages}"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gkd_jax import losses, models
-from gkd_jax.errors import UserError
 from gkd_jax.losses.term import create
 from gkd_jax.outputs import Batch, Gradient, Model, Outputs
 from gkd_jax.training.forward import forward, forward_shapes
@@ -184,5 +183,5 @@ def test_a_feature_that_is_not_there_is_named(key):
     model = models.create("resnet8", num_classes=CLASSES)
     images = jnp.zeros((2, 8, 8, 3))
     wanted = [Gradient("x", "feature:4", lambda z, t, b, k: z)]
-    with pytest.raises(UserError, match="feature:4: the network has 4 feature maps"):
+    with pytest.raises(ValueError, match="feature:4: the network has 4 feature maps"):
         forward(model, model.init(key, images), images, wanted, train=True, batch=None)
