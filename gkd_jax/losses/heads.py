@@ -14,7 +14,8 @@ class Head(NamedTuple):
     """A linear map of the last axis, trained with the student.
 
     Attributes:
-      init: `(key, width_in, width_out) -> params`, the kernel normal with variance 1 / width_in, a bias of zeros.
+      init: `(key, width_in, width_out) -> params`, the kernel by LeCun's normal (variance 1 / width_in,
+        truncated), a bias of zeros.
       apply: `(params, x [... width_in]) -> [... width_out]`, in float32 whatever the type of `x`.
     """
 

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from gkd_jax.errors import UserError
 from gkd_jax.outputs import Setup
 from gkd_jax.reporting.files import write_json
 from gkd_jax.training import checkpoint, finished, summary, teacher
-from gkd_jax.training.finished import Finished
 from gkd_jax.training.loop import train
 from gkd_jax.training.program import Job
 from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Interrupted, Stop
-from gkd_jax.training.workdir import check, claim, same_run
+from gkd_jax.training.teacher import Teacher
+from gkd_jax.training.workdir import alone_in, check, claim, same_run
 
 
 def load_data(resolved: Mapping[str, Any]) -> Dataset:
@@ -81,50 +81,70 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     if file.exists():
         return finished.read(file)
     distilled = resolved["teacher"]["model"] != config.NO_TEACHER
-    compared = resolved["compare_alone"] and distilled
-    elsewhere = resolved["teacher"]["checkpoint"]
-    taught_in = pathlib.Path(elsewhere) if elsewhere else workdir / "teacher"
-    master, warning = None, None
-    # Before anything is written: a teacher that does not fit must not leave a directory that only it could continue
-    if elsewhere:
-        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
-    elif distilled:
-        check(taught_in, of_teacher(resolved), dataset)
-    if compared:
-        check(workdir / "alone", _alone(resolved), dataset)
+    folders = _Folders(
+        student=workdir,
+        teacher=pathlib.Path(resolved["teacher"]["checkpoint"] or workdir / "teacher") if distilled else None,
+        alone=workdir / "alone" if resolved["compare_alone"] and distilled else None,
+    )
+    # Before anything is written: what does not fit must not leave a directory that only it could continue
+    master = None
+    if folders.teacher and resolved["teacher"]["checkpoint"]:
+        master = _prepared(resolved, folders.teacher, dataset)
+    elif folders.teacher:
+        check(folders.teacher, of_teacher(resolved), dataset)
+    if folders.alone:
+        check(folders.alone, _alone(resolved), dataset)
     claim(workdir, resolved, dataset, checkpoint.sha256(master.finished.variables["params"]) if master else None)
-    if distilled and master is None:
-        claim(taught_in, of_teacher(resolved), dataset)
-        _train(Job("teacher", of_teacher(resolved), taught_in, dataset), stop)
-        master = teacher.prepare(taught_in, resolved["teacher"]["model"], dataset, resolved["dtype"])
-    if master:
-        warning = teacher.leak(dataset, master.finished)
+    with alone_in(workdir):
+        if folders.teacher and master is None:
+            claim(folders.teacher, of_teacher(resolved), dataset)
+            _train(Job("teacher", of_teacher(resolved), folders.teacher, dataset), stop)
+            master = _prepared(resolved, folders.teacher, dataset)
+        warning = teacher.leak(dataset, master.finished) if master else None
         if warning:
             sys.stderr.write(f"warning: {warning}\n")
-    if compared:
-        claim(workdir / "alone", _alone(resolved), dataset)
-        _train(Job("student alone", _alone(resolved), workdir / "alone", dataset), stop)
-    job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
-    _train(job, stop)
+        if folders.alone:
+            claim(folders.alone, _alone(resolved), dataset)
+            _train(Job("student alone", _alone(resolved), folders.alone, dataset), stop)
+        job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
+        _train(job, stop)
+        found = _summarised(resolved, dataset, folders, warning)
+        if resolved["plots"]:
+            summary.draw(job, found)
+        write_json(file, found)
+    return finished.read(file)
 
-    def report(folder: pathlib.Path, network: Finished) -> dict[str, Any]:
-        return summary.report(dataset, folder, network)
 
-    alone = workdir / "alone"
-    found: dict[str, Any] = {
-        "teacher": report(taught_in, master.finished) if master else None,
-        "student": report(workdir, finished.load(workdir)),
-        "student_alone": report(alone, finished.load(alone)) if compared else None,
+class _Folders(NamedTuple):
+    """Where the networks of a run are; None for those that it has not."""
+
+    student: pathlib.Path
+    teacher: pathlib.Path | None
+    alone: pathlib.Path | None
+
+
+def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: Dataset) -> Teacher:
+    return teacher.prepare(folder, resolved["teacher"]["model"], dataset, resolved["dtype"])
+
+
+def _summarised(
+    resolved: Mapping[str, Any], dataset: Dataset, folders: _Folders, warning: str | None
+) -> dict[str, Any]:
+    """Reads the test split, now that all training is done, and returns the summary."""
+
+    def report(folder: pathlib.Path | None, averaged: bool = True) -> dict[str, Any] | None:
+        return summary.report(dataset, folder, finished.load(folder, averaged=averaged)) if folder else None
+
+    found = {
+        "teacher": report(folders.teacher),
+        "student": report(folders.student),
+        "student_alone": report(folders.alone),
     }
     if resolved["ema"]:
-        found["student_raw"] = report(workdir, finished.load(workdir, averaged=False))
-    if warning and master:
+        found["student_raw"] = report(folders.student, averaged=False)
+    if warning and found["teacher"]:
         found["teacher"]["warning"] = warning
-    found |= summary.circumstances(resolved, workdir)
-    if resolved["plots"]:
-        summary.draw(job, found)
-    write_json(file, found)
-    return finished.read(file)
+    return found | summary.circumstances(resolved, folders.student)
 
 
 def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:

@@ -1,7 +1,8 @@
 """Which run a directory belongs to: nothing is ever written over another one."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gkd_jax import config
@@ -64,3 +65,23 @@ def same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str,
             f"{workdir} belongs to a run of another configuration ({'; '.join(changed[:3])}{more}); "
             "choose another --workdir, or remove this one"
         )
+
+
+@contextlib.contextmanager
+def alone_in(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process out of a directory that exists, as long as this one is at work in it.
+
+    Raises:
+      UserError: if another process is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where two runs in one directory are the user's own care
+        yield
+        return
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: another process is at work on this run; wait for it, or stop it") from error
+        yield

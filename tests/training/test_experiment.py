@@ -14,7 +14,7 @@ from gkd_jax.training import experiment, finished
 from gkd_jax.training.checkpoint import Checkpoints
 from gkd_jax.training.resolve import resolve
 from gkd_jax.training.stop import Interrupted, Stop
-from gkd_jax.training.workdir import claim
+from gkd_jax.training.workdir import alone_in, claim
 
 NETWORKS = ("teacher", "student_alone", "student")
 
@@ -156,3 +156,14 @@ def test_a_run_that_was_stopped_in_each_of_its_jobs_ends_as_one_that_was_not(res
     for folder in (pathlib.Path(), pathlib.Path("teacher"), pathlib.Path("alone")):
         lines = (workdir / folder / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == ([1] if folder.name == "teacher" else [1, 2])
+
+
+def test_one_process_at_a_time_works_in_a_directory(tmp_path):
+    with (
+        alone_in(tmp_path),
+        pytest.raises(UserError, match="another process is at work on this run"),
+        alone_in(tmp_path),
+    ):
+        raise AssertionError("two are in")
+    with alone_in(tmp_path):
+        pass
