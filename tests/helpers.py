@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import pathlib
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from gkd_jax import main, models
 from gkd_jax.losses import term
 from gkd_jax.models import registry
 from gkd_jax.outputs import Outputs
+from gkd_jax.training.stop import Stop
 
 # The configuration of most tests: KD alone, one convolution a network
 CONFIG = '''
@@ -100,6 +102,18 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
     """Returns the hash of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class StopAt(Stop):
+    """Asks to stop when it was asked so often."""
+
+    def __init__(self, polls: int):
+        self._polls = polls
+
+    @property
+    def requested(self) -> int | None:
+        self._polls -= 1
+        return signal.SIGTERM if self._polls < 0 else None
 
 
 @contextlib.contextmanager

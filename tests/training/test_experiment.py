@@ -13,7 +13,7 @@ from gkd_jax.errors import UserError
 from gkd_jax.training import experiment, finished
 from gkd_jax.training.checkpoint import Checkpoints
 from gkd_jax.training.resolve import resolve
-from gkd_jax.training.stop import Interrupted, Stop
+from gkd_jax.training.stop import Interrupted
 from gkd_jax.training.workdir import alone_in, claim
 
 NETWORKS = ("teacher", "student_alone", "student")
@@ -36,22 +36,10 @@ def resolved(tmp_path_factory):
     return make
 
 
-class StopAt(Stop):
-    """Asks to stop when it was asked so often."""
-
-    def __init__(self, polls):
-        self._polls = polls
-
-    @property
-    def requested(self):
-        self._polls -= 1
-        return signal.SIGTERM if self._polls < 0 else None
-
-
 def stopped(resolved, workdir, polls):
     """Returns the job and the step at which a run says that it was stopped."""
     with pytest.raises(Interrupted) as caught:
-        experiment.run(resolved, workdir, StopAt(polls))
+        experiment.run(resolved, workdir, helpers.StopAt(polls))
     assert caught.value.signal == signal.SIGTERM
     assert not (workdir / "summary.json").exists()
     return str(caught.value).split(":")[0], caught.value.step

@@ -23,7 +23,7 @@ from gkd_jax.training.checkpoint import Checkpoints, abstract_like, sha256
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.loop import METRICS, train
 from gkd_jax.training.program import Program
-from gkd_jax.training.stop import Interrupted, Stop
+from gkd_jax.training.stop import Interrupted
 
 TIMES = ("seconds", "images_per_second")
 
@@ -32,18 +32,6 @@ TIMES = ("seconds", "images_per_second")
 def _registrations():
     with helpers.registrations():
         yield
-
-
-class StopAt(Stop):
-    """Asks to stop when it is asked for the given time."""
-
-    def __init__(self, polls):
-        self._polls = polls
-
-    @property
-    def requested(self):
-        self._polls -= 1
-        return signal.SIGTERM if self._polls < 0 else None
 
 
 def records(job):
@@ -84,7 +72,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
     # in the second
     for polls, step in ((2, 3), (0, 4), (1, 6)):
         with pytest.raises(Interrupted) as caught:
-            train(stopped, StopAt(polls))
+            train(stopped, helpers.StopAt(polls))
         assert caught.value.step == step
         assert caught.value.signal == signal.SIGTERM
     ended = train(stopped)
@@ -125,7 +113,7 @@ def test_another_seed_begins_elsewhere_and_sees_another_order(make_job, begin):
 def test_a_value_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(claimed):
     job = claimed("bad", {}, taught=False, epochs=3, optimizer__learning_rate=0.01)
     with pytest.raises(Interrupted):
-        train(job, StopAt(5))  # leaves the checkpoint of step 6
+        train(job, helpers.StopAt(5))  # leaves the checkpoint of step 6
     blown = type(job)(
         job.name,
         {**job.config, "optimizer": {**job.config["optimizer"], "learning_rate": 1e30}},
