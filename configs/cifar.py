@@ -13,9 +13,12 @@ Expected result: the full recipe has not been run yet; experiments/results has s
 """
 
 from gkd_jax import config, objective
+from gkd_jax.errors import UserError
 
 
 def get_config(pair="resnet56,resnet20,cifar100"):
+    if pair.count(",") != 2:
+        raise UserError(f"TEACHER,STUDENT,DATASET stands behind the colon, not {pair!r}")
     teacher, student, dataset = pair.split(",")
     c = config.default()
     c.data.source = dataset

@@ -11,9 +11,12 @@ Expected result: the full recipe has not been run yet; experiments/results has s
 """
 
 from gkd_jax import config
+from gkd_jax.errors import UserError
 
 
 def get_config(which="resnet56,cifar100"):
+    if which.count(",") != 1:
+        raise UserError(f"MODEL,DATASET stands behind the colon, not {which!r}")
     model, dataset = which.split(",")
     c = config.default()
     c.data.source = dataset

@@ -34,7 +34,8 @@ def _docstring(file):
 def _commands():
     for file in FILES:
         for command in re.findall(r"python -m gkd_jax\.main [^\n]*", _docstring(file)):
-            yield pytest.param(file, command, id=f"{file.stem}: {command.removeprefix('python -m gkd_jax.main ')}")
+            if not re.search(r"\.py:[A-Z,]+( |$)", command):  # a pattern, no command
+                yield pytest.param(file, command, id=f"{file.stem}: {command.removeprefix('python -m gkd_jax.main ')}")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -45,8 +46,6 @@ def test_a_file_says_how_it_is_run(file):
 @pytest.mark.parametrize(("file", "command"), list(_commands()))
 def test_the_commands_in_its_docstring_work(file, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if re.search(r"\.py:[A-Z,]+( |$)", command):
-        pytest.skip("a pattern, not a command")
     parsed = command_line.parse(["gkd_jax", *shlex.split(command)[3:]])
     assert parsed is not None
     resolved = resolve(parsed.config)
@@ -69,3 +68,10 @@ def test_it_takes_a_step(file, tmp_path):
     assert np.isfinite([record["loss"], *(term["value"] for term in record["terms"].values())]).all()
     summary = json.loads((workdir / "summary.json").read_text())
     assert (summary["teacher"] is None) == (set(record["terms"]) == {"ce"})
+
+
+@pytest.mark.parametrize(("file", "argument"), [("cifar", "resnet20,resnet8"), ("teacher", "resnet20")])
+def test_an_argument_of_another_form_is_explained(file, argument):
+    found = helpers.run("--config", ROOT / "configs" / f"{file}.py:{argument}", "--mode=print")
+    assert found.status == 2
+    assert f"stands behind the colon, not {argument!r}" in found.err
