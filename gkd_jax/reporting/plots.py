@@ -74,7 +74,7 @@ def plot_schedule(
         highest = max((float(values.max(initial=0.0)) for values in curves.values()), default=0.0) or 1.0
         # Room above the curves for the names of the stages
         top.set(xlim=(0, 1), ylim=(-0.03 * highest, 1.16 * highest), ylabel="weight of the loss")
-        rate.plot(t, learning_rate, color=INK)
+        rate.plot(t, learning_rate, color=INK, drawstyle="steps-post")
         if learning_rate.min() > 0 and learning_rate.max() > 20 * learning_rate.min():
             figures.logarithmic(rate)  # or the later drops would be too small to see
         else:
