@@ -52,7 +52,7 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
     checkpoints = Checkpoints(job.workdir / finished.CHECKPOINTS)
     try:
         latest = checkpoints.latest
-        state, frozen = begin()
+        state, frozen = program.ended(begin())
         if latest is not None:
             state = checkpoints.load(abstract_like(abstract, program.replicated), latest)
         return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
@@ -116,10 +116,8 @@ class _Loop:
         compiled, begun = time.monotonic(), self.step
         while self.step < end:
             step = self.program.step_at(self.step, self.state, plan, self.fixed)
-            self.state = step(self.state, plan, self.fixed)
+            self.state = self.program.ended(step(self.state, plan, self.fixed))
             self.step += 1
-            if self.program.waits:
-                jax.block_until_ready(self.state.step)
             progress.step()
             if self.step < end:  # at its end an epoch is first written down
                 self._stop_if_asked()

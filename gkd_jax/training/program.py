@@ -93,6 +93,10 @@ class Program:
         self.key = jax.random.key(config["seed"], impl="threefry2x32")
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
 
+    def ended(self, tree: Any) -> Any:
+        """Returns what a program gave, once it is there if no other program may be dispatched before."""
+        return jax.block_until_ready(tree) if self.waits else tree
+
     def place(self, tree: Any) -> Any:
         """Returns a tree on all devices."""
         return jax.device_put(tree, self.replicated)
@@ -122,8 +126,7 @@ class Program:
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0."""
-        index, view = self._plan(jax.random.fold_in(self.key, PLAN), epoch)
-        return Plan(index, view)
+        return self.ended(Plan(*self._plan(jax.random.fold_in(self.key, PLAN), epoch)))
 
     @functools.cached_property
     def _plan(self) -> Callable[..., tuple[Array, Array]]:
