@@ -26,16 +26,7 @@ from gkd_jax.training.workdir import alone_in, check, claim, same_run
 
 def load_data(resolved: Mapping[str, Any]) -> Dataset:
     """Returns the data set that a configuration names."""
-    fields = resolved["data"]
-    return data.load(
-        fields["source"],
-        val_fraction=fields["val_fraction"],
-        split_seed=fields["split_seed"],
-        pad=fields["pad"],
-        flip=fields["flip"],
-        num_classes=fields["num_classes"],
-        data_dir=fields["data_dir"],
-    )
+    return data.load(**resolved["data"])
 
 
 def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:

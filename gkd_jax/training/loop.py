@@ -48,13 +48,12 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
       UserError: if the loss became NaN or infinite, or a file cannot be read or written.
     """
     program = Program(job)
-    begin, (abstract, _) = program.initial()
     checkpoints = Checkpoints(job.workdir / finished.CHECKPOINTS)
     try:
         latest = checkpoints.latest
-        state, frozen = program.ended(begin())
+        state, frozen = program.initial()
         if latest is not None:
-            state = checkpoints.load(abstract_like(abstract, program.replicated), latest)
+            state = checkpoints.load(abstract_like(state, program.replicated), latest)
         return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
     finally:
         checkpoints.close()

@@ -101,8 +101,8 @@ class Program:
         """Returns a tree on all devices."""
         return jax.device_put(tree, self.replicated)
 
-    def initial(self) -> tuple[Callable[[], tuple[TrainState, Variables]], Any]:
-        """Returns the function that builds the first state, and the shapes of what it builds."""
+    def initial(self) -> tuple[TrainState, Variables]:
+        """Builds the first state, and what of the student's variables is not trained."""
         job = self.job
         build = functools.partial(
             init_state,
@@ -121,8 +121,7 @@ class Program:
             epochs=job.config["epochs"],
             ema=job.config["ema"] > 0,
         )
-        jitted = jax.jit(build, out_shardings=self.replicated)
-        return (lambda: jitted(self.key)), jax.eval_shape(build, self.key)
+        return self.ended(jax.jit(build, out_shardings=self.replicated)(self.key))
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0."""

@@ -73,8 +73,7 @@ def begin() -> Callable[..., Any]:
     """Returns a function that gives a program's first state, plan and constants."""
 
     def start(program: Any, epoch: int = 0) -> tuple[Any, Any, Any]:
-        build, _ = program.initial()
-        state, frozen = build()
+        state, frozen = program.initial()
         return state, program.plan(epoch), program.fixed(frozen)
 
     return start
