@@ -8,6 +8,7 @@ and fills in what was left open.
 import hashlib
 import json
 import math
+import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,9 +21,23 @@ from gkd_jax.errors import UserError, nearest
 Fields = Any  # a mapping or a ConfigDict, which is none to Python
 
 NO_TEACHER = "none"
+SEED_STRATEGIES = ("auto", "vmap", "shard", "unroll")
+NO_CACHE = "none"
+CACHES = (NO_CACHE, "logits", "embedding", "gradients")
+"""What of the teacher is kept: each holds what stands before it."""
 
 # Fields that change nothing about the result, and so do not make a run another run.
-_NEUTRAL = ("compilation_cache", "data.data_dir", "plots", "tensorboard")
+_NEUTRAL = (
+    "compilation_cache",
+    "cpu_devices",
+    "data.data_dir",
+    "plots",
+    "seed_strategy",
+    "steps_per_call",
+    "teacher.cache_dir",
+    "teacher.cache_memory",
+    "tensorboard",
+)
 
 
 def optimizer(learning_rate: float = 0.05) -> ConfigDict:
@@ -74,6 +89,10 @@ def default() -> ConfigDict:
     """Returns the default configuration: every field there is, with the standard CIFAR recipe."""
     config = ConfigDict()
     config.seed = 0
+    config.seeds = ()  # several students in one program; replaces `seed`
+    config.seed_strategy = "auto"  # how they share the machine: "vmap", "shard" or "unroll"
+    config.seeds_share_batches = False  # one order and one view for all, and one pass of the teacher
+    config.batch_seed = config_dict.placeholder(int)  # of order and views, where it is not the seed itself
     config.epochs = 240
     config.batch_size = 64
     config.compare_alone = False
@@ -81,6 +100,8 @@ def default() -> ConfigDict:
     config.ema = 0.0
     config.deterministic = False  # on GPU: slower, and bit-equal from run to run
     config.checkpoint_every = 1  # epochs
+    config.steps_per_call = placeholder("auto")  # steps a program: some hundred on accelerators, 1 on CPU
+    config.cpu_devices = placeholder("auto")  # devices that a CPU counts as; two, where there are two cores
     config.compilation_cache = "auto"  # a folder of the user's cache on accelerators, none on CPU; "off"; or a path
     config.tensorboard = True
     config.plots = True
@@ -103,6 +124,9 @@ def default() -> ConfigDict:
             "batch_size": 64,
             "seed": 0,
             "optimizer": optimizer(),
+            "cache": "none",  # of its outputs on every view: "logits", "embedding" or "gradients"
+            "cache_memory": placeholder("auto"),  # GB on the device; half of what is free, 0 is the host's memory
+            "cache_dir": "auto",  # a folder of the user's cache; "off"; or a path
         }
     )
     config.student = ConfigDict({"model": "resnet20"})
@@ -176,8 +200,30 @@ _OPTIMIZER = {
     "warmup": (_duration, "a duration such as '5ep', '2%' or 300"),
     "drops": (lambda v: all(map(_duration, v)), "durations such as ('150ep', '75%')"),
 }
+
+
+def _auto_or(low: float, *kinds: type) -> tuple[Callable[[Any], bool], str]:
+    def allowed(value: Any) -> bool:
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        return value == "auto" or (number and low <= value < math.inf)
+
+    return allowed, f"'auto' or {'a whole number' if kinds == (int,) else 'a number'}, {low} or above"
+
+
+def _seeds(value: Any) -> bool:
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in value)
+    return whole and len({*value}) == len(value)
+
+
+# Fields that are a number or "auto"
+_AUTO = ("steps_per_call", "cpu_devices", "teacher.cache_memory")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _between(0, 2**32 - 1),
+    "seeds": (_seeds, "different whole numbers from 0 to 2^32 - 1, such as (0, 1, 2, 3)"),
+    "seed_strategy": _one_of(*SEED_STRATEGIES),
+    "batch_seed": (lambda v: v is None or _seeds((v,)), "a whole number from 0 to 2^32 - 1"),
+    "steps_per_call": _auto_or(1, int),
+    "cpu_devices": _auto_or(1, int),
     "epochs": _between(1, 10**6),
     "batch_size": _between(1, 10**6),
     "dtype": _one_of("auto", "float32", "bfloat16"),
@@ -189,6 +235,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "teacher.epochs": _between(1, 10**6),
     "teacher.batch_size": _between(1, 10**6),
     "teacher.seed": _between(0, 2**32 - 1),
+    "teacher.cache": _one_of(*CACHES),
+    "teacher.cache_memory": _auto_or(0, int, float),
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
     **{f"teacher.optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
 }
@@ -239,6 +287,8 @@ def check_type(path: str, value: Any, expected: Any) -> None:
         allowed = (float, int)
     if isinstance(expected, tuple | list):
         allowed = (tuple, list)
+    if path in _AUTO:
+        return  # its rule says what it may be
     if path.endswith(".warmup"):
         allowed = (str, int, float)
     if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(expected, bool)):
@@ -272,6 +322,18 @@ def override_error(config: ConfigDict, path: str) -> UserError | None:
             return UserError(f"unknown configuration field {path!r}{nearest(name, known)}; {has}")
         place = place.get(name)
     return None
+
+
+def cache_folder(field: str, name: str) -> pathlib.Path | None:
+    """Returns the folder that a field names for what is kept between runs.
+
+    Args:
+      field: "off"; "auto" for the folder `name` of the user's cache; or a path.
+      name: of what is kept.
+    """
+    if field == "off":
+        return None
+    return (pathlib.Path("~/.cache/gkd_jax") / name if field == "auto" else pathlib.Path(field)).expanduser()
 
 
 # ------------------------------------------------------------------------------------------- identity

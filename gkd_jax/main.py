@@ -10,16 +10,14 @@ python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train
 """
 
 import json
-import os
-import pathlib
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
+from gkd_jax import config, machine
 from gkd_jax.command import Command, parse
 from gkd_jax.errors import UserError
 
@@ -30,7 +28,9 @@ def execute(command: Command) -> str:
     Raises:
       UserError, Interrupted: see `gkd_jax.training.experiment.run`.
     """
-    _prepare_platform(command.config)
+    config.check(command.config)
+    logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
+    machine.prepare(command.config.cpu_devices, deterministic=command.config.deterministic)
     from gkd_jax.training.resolve import resolve
 
     resolved = resolve(command.config)
@@ -44,31 +44,12 @@ def execute(command: Command) -> str:
     from gkd_jax.training import experiment, summary
     from gkd_jax.training.stop import Stop
 
-    _compilation_cache(resolved["compilation_cache"])
+    machine.keep_compiled(resolved["compilation_cache"])
     if command.mode == "eval":
         return experiment.evaluate(command.workdir, resolved)
     with Stop() as stop:
         found = experiment.run(resolved, command.workdir, stop)
     return f"{summary.table(found)}\n\n{found['seconds']:.1f} s of training; everything is in {command.workdir}"
-
-
-def _prepare_platform(given: ConfigDict) -> None:
-    """Sets what XLA reads once, before anything wakes it, and quietens libraries that warn of what is no trouble."""
-    logging.set_verbosity(logging.ERROR)
-    if given.get("deterministic"):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-
-
-def _compilation_cache(folder: str) -> None:
-    """Keeps compiled functions between runs: always on accelerators, on CPU if a folder is named."""
-    import jax
-    import jaxlib
-
-    if folder == "off" or (folder == "auto" and jax.default_backend() == "cpu"):
-        return
-    root = pathlib.Path("~/.cache/gkd_jax") if folder == "auto" else pathlib.Path(folder)
-    # One folder for each version: compiled code of another jaxlib can crash
-    jax.config.update("jax_compilation_cache_dir", str(root.expanduser() / f"jaxlib-{jaxlib.__version__}"))
 
 
 def main(argv: Sequence[str]) -> int:

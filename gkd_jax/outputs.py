@@ -67,11 +67,14 @@ class Gradient:
       name: where the answer stands in `Outputs.grads`; requests of equal names are computed once.
       at: "input" for the normalised images, "feature:i" for `Outputs.features[i]` (negative i counts from the deepest).
       cotangent: `(logits, teacher_logits, batch, key)` -> the derivative of that something in the logits, [b c].
+      cacheable: whether the teacher's answer depends on the image and its class alone, and only its direction counts.
+        A cache keeps it divided by its largest magnitude; students that share a batch share it.
     """
 
     name: str
     at: str
     cotangent: Cotangent = dataclasses.field(compare=False)
+    cacheable: bool = False
 
 
 class Setup(NamedTuple):

@@ -229,7 +229,17 @@ def resolved():
     return resolve(c)
 
 
-NEUTRAL = {"data.data_dir": "/elsewhere", "compilation_cache": "off", "tensorboard": False, "plots": False}
+NEUTRAL = {
+    "compilation_cache": "off",
+    "cpu_devices": 3,
+    "data.data_dir": "/elsewhere",
+    "plots": False,
+    "seed_strategy": "vmap",
+    "steps_per_call": 7,
+    "teacher.cache_dir": "off",
+    "teacher.cache_memory": 3.5,
+    "tensorboard": False,
+}
 
 
 def _with(resolved, path, value):

@@ -114,7 +114,7 @@ def _cross_entropy(at: str) -> Gradient:
     def cotangent(logits: Array, teacher_logits: Array | None, batch: Batch, key: PRNGKeyArray) -> Array:
         return residual(logits, batch.targets)
 
-    return Gradient(f"ce@{at}", at, cotangent)
+    return Gradient(f"ce@{at}", at, cotangent, cacheable=True)
 
 
 def _of_input() -> Term:

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from gkd_jax.outputs import Model, Outputs, Variables
 
 Shape = tuple[int, ...]
-_DEPTHWISE = "depthwise_taps"  # as which the jit of `layers.depthwise_taps` stands in a jaxpr
+# Convolutions whose jaxprs do other multiply-adds than they stand for, by the names of their jits
+_REWRITTEN = ("depthwise_taps", "convolve_3x3")
+_CONVOLUTIONS = ("conv_general_dilated", "convolve_3x3")
+_ALL = ("conv_general_dilated", "dot_general", *_REWRITTEN)
 
 
 class Summary(NamedTuple):
@@ -59,11 +62,16 @@ def feature_shapes(model: Model, image_shape: Shape) -> tuple[Shape, ...]:
 def macs(model: Model, image_shape: Shape) -> int:
     """Returns the multiply-accumulates of one image's forward pass in eval mode.
 
-    Counted are convolutions, matrix products and depthwise convolutions written as shifted multiply-adds, so either
-    form of convolution gives the same number. BatchNorm, ReLU, additions and pooling are not, as is the custom. Loops
+    Counted are convolutions, matrix products and convolutions written as something else, so every form of convolution
+    gives the same number. BatchNorm, ReLU, additions and pooling are not, as is the custom. Loops
     of known length count each turn, alternatives the dearest, `while` loops one turn.
     """
     return _count(_trace(model, image_shape)[1])
+
+
+def convolution_macs(model: Model, image_shape: Shape) -> int:
+    """Returns those of `macs` that are done by convolutions as such: neither 1x1 nor depthwise ones."""
+    return _count(_trace(model, image_shape)[1], _CONVOLUTIONS)
 
 
 def _trace(model: Model, image_shape: Shape) -> tuple[Variables, Any, Outputs]:
@@ -82,23 +90,24 @@ def _sides(outputs: Outputs) -> tuple[Shape, ...]:
     return tuple(feature.shape[1:] for feature in outputs.features or ())
 
 
-def _count(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _count(jaxpr: Any, counted: tuple[str, ...] = _ALL) -> int:
+    return sum(_of_equation(equation, counted) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any, counted: tuple[str, ...]) -> int:
     name, given = equation.primitive.name, equation.params
     out = [math.prod(v.aval.shape) for v in equation.outvars]
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
-        return out[0] * math.prod(kernel) // kernel[given["dimension_numbers"].rhs_spec[0]]
+        macs = out[0] * math.prod(kernel) // kernel[given["dimension_numbers"].rhs_spec[0]]
+        return macs if name in counted else 0
     if name == "dot_general":
         contracted = given["dimension_numbers"][0][0]
-        return out[0] * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-    if given.get("name") == _DEPTHWISE:
-        height, width = equation.invars[1].aval.shape[:2]
-        return out[0] * height * width
-    inner = [_count(jaxpr) for jaxpr in _jaxprs(given)]
+        macs = out[0] * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        return macs if name in counted else 0
+    if given.get("name") in _REWRITTEN:
+        return out[0] * math.prod(equation.invars[1].aval.shape[:3]) if given["name"] in counted else 0
+    inner = [_count(jaxpr, counted) for jaxpr in _jaxprs(given)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (given["length"] if name == "scan" else 1)

@@ -1,7 +1,6 @@
-"""What networks are built of: convolutions in two forms, BatchNorm, taps and the classifier on top."""
+"""What networks are built of: convolutions, BatchNorm, taps and the classifier on top."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from gkd_jax.models.convolution import convolve
 from gkd_jax.outputs import Outputs
 
-CONV_FORMS = ("matmul", "plain")
 BATCH_NORM_MOMENTUM = 0.9  # what PyTorch writes as 0.1
 BATCH_NORM_EPSILON = 1e-5
 
@@ -27,69 +26,13 @@ class Compute:
 
     Attributes:
       dtype: of activations and of the kernels they meet, float32 or bfloat16. Parameters and statistics are float32.
-      conv: form of the convolutions, one of `CONV_FORMS`; see `convolve`.
+      conv: form of the convolutions, one of `convolution.CONV_FORMS`; see `convolution.convolve`.
       folded: whether BatchNorm has gone into the convolutions that it follows; for evaluation only.
     """
 
     dtype: Any = jnp.float32
     conv: str = "matmul"
     folded: bool = False
-
-
-# A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))
-def depthwise_taps(
-    x: Float[Array, "b h w k"], kernel: Float[Array, "kh kw 1 k"], *, stride: int, padding: int
-) -> Float[Array, "b i j k"]:
-    """Returns a depthwise convolution as one shifted multiply-add for each tap of the kernel.
-
-    XLA's CPU backend runs depthwise convolutions in naive loops, 20 to 60 times slower; elsewhere the taps fuse. They
-    are summed in at least float32, as convolutions are.
-    """
-    height, width = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), wide)
-    for i in range(height):
-        for j in range(width):
-            shifted = x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-            total = total + shifted.astype(wide) * kernel[i, j][None, None].astype(wide)
-    return total.astype(x.dtype)
-
-
-def convolve(
-    x: Float[Array, "b h w k"],
-    kernel: Float[Array, "kh kw i o"],
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
-    form: str = "matmul",
-) -> Float[Array, "b y z o"]:
-    """Returns the convolution of `x` (NHWC) with `kernel` (HWIO, i = k / groups), zero-padded alike on all four sides.
-
-    The forms give the same values and gradients of every order, up to rounding:
-
-    * "matmul": 1x1 kernels multiply `[b·h·w, k]` by `[k, o]`, after a slice where strided; depthwise kernels are
-      `depthwise_taps`; everything else is `lax.conv_general_dilated`.
-    * "plain": `lax.conv_general_dilated` throughout, which exporters and other runtimes recognise.
-    """
-    height, width, _, out = kernel.shape
-    if form == "matmul" and (height, width, padding, groups) == (1, 1, 0, 1):
-        x = x[:, ::stride, ::stride]
-        # Two dimensions, since XLA's CPU backend is four times slower in the kernel's gradient with four.
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], out)
-    if form == "matmul" and groups == x.shape[-1] == out:
-        return depthwise_taps(x, kernel, stride=stride, padding=padding)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 def _per_channel(values: Float[Array, " k"]) -> Float[Array, "1 1 1 k"]:

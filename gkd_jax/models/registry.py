@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from gkd_jax import registry
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.models.adapter import linen
-from gkd_jax.models.layers import CONV_FORMS
+from gkd_jax.models.convolution import CONV_FORMS
 from gkd_jax.outputs import Model
 
 Build = Callable[[int, Any, str], nn.Module | Model]
 
 _BUILDS: dict[str, Build] = {}
 _DTYPES = ("float32", "bfloat16")
-_FORM_BY_PLATFORM = {"cpu": "matmul", "gpu": "matmul", "cuda": "matmul", "rocm": "matmul", "tpu": "matmul"}
+_FORM_BY_PLATFORM = {"cpu": "cpu", "gpu": "matmul", "cuda": "matmul", "rocm": "matmul", "tpu": "matmul"}
 
 
 def register(name: str) -> Callable[[Build], Build]:
@@ -53,8 +53,9 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str =
       name: one of `names()`.
       num_classes: c, the length of the logits.
       dtype: of activations, float32 or bfloat16; parameters, statistics and logits are float32 in either case.
-      conv: form of the convolutions, "matmul" or "plain" (`layers.convolve`), with the same variables; resolve it from
-        the platform that will run the network with `conv_form`.
+      conv: form of the convolutions, "matmul", "cpu" or "plain" (`convolution.convolve`), with the same variables;
+        resolve it from the platform that will run the network with `conv_form`. Forward mode (`jax.jvp`,
+        `jax.hessian`) is for the other two: through "cpu" it raises TypeError.
 
     Raises:
       UserError: if no network has that name, there are fewer than two classes, or dtype or form is not one of these.

@@ -152,7 +152,7 @@ class Progress:
         return [
             f"loss {_number(get('loss'), '.4f', 8)}",
             f"train {_number(get('train_accuracy'), '.2%', 7)}",
-            f"val {_number(get('val_accuracy'), '.2%', 7)}",
+            f"val {_number(get('val_accuracy'), '.2%', 7)}{_spread(self._record)}",
             f"{_number(get('images_per_second'), ',.0f', 8)} img/s",
         ]
 
@@ -163,6 +163,11 @@ class Progress:
 
 def _number(value: Any, form: str, width: int) -> str:
     return ("-" if value is None else format(float(value), form)).rjust(width)
+
+
+def _spread(record: Mapping[str, Any]) -> str:
+    deviation = record.get("std", {}).get("val_accuracy")
+    return "" if deviation is None else f" ± {deviation:.2%}"
 
 
 def _clock_time(seconds: float | None) -> str:

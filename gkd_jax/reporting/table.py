@@ -12,16 +12,18 @@ class Row(NamedTuple):
       test_accuracy: as a fraction.
       parameters: how many numbers are trained.
       seconds: of training.
+      deviation: standard deviation of the accuracy over seeds, whose mean it then is; None for one seed.
     """
 
     name: str
     test_accuracy: SupportsFloat | None = None
     parameters: int | None = None
     seconds: SupportsFloat | None = None
+    deviation: SupportsFloat | None = None
 
 
 def closing_table(rows: Iterable[Row]) -> str:
-    """Returns `rows` as aligned plain-text columns, in ASCII but for the names, without a line end at the end.
+    """Returns `rows` as aligned plain-text columns, in ASCII but for names and ±, without a line end at the end.
 
     >>> print(closing_table([Row("teacher", 0.9512, 23520842, 1800), Row("student alone", 0.912, 2236682)]))
     network        test accuracy (%)  parameters  training (s)
@@ -30,11 +32,12 @@ def closing_table(rows: Iterable[Row]) -> str:
     student alone              91.20   2,236,682             -
     """
     cells: list[tuple[str, ...]] = [("network", "test accuracy (%)", "parameters", "training (s)")]
-    for name, accuracy, parameters, seconds in rows:
+    for name, accuracy, parameters, seconds, deviation in rows:
+        spread = "" if deviation is None else f" ± {100 * float(deviation):.2f}"
         cells.append(
             (
                 name,
-                "-" if accuracy is None else f"{100 * float(accuracy):.2f}",
+                "-" if accuracy is None else f"{100 * float(accuracy):.2f}{spread}",
                 "-" if parameters is None else f"{parameters:,}",
                 "-" if seconds is None else f"{float(seconds):.1f}",
             )

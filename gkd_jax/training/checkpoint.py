@@ -222,9 +222,9 @@ def _cannot_write(folder: pathlib.Path, error: Exception) -> UserError:
     return UserError(f"{folder}: cannot write the checkpoint ({reason})")
 
 
-def abstract_like(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
-    """Returns the shapes and types of a tree, to be restored onto `sharding`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract_like(tree: Tree, sharding: jax.sharding.Sharding | None = None) -> Tree:
+    """Returns the shapes and types of a tree, to be restored onto `sharding`; by default where its arrays lie."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree)
 
 
 def sha256(params: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How a batch is shared among devices."""
+"""How a batch, and several students, are shared among devices."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,20 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """Returns the devices along one axis, "data"."""
-    return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+def mesh(devices: Sequence[jax.Device], seeds: int = 1) -> Mesh:
+    """Returns the devices along the axes "seed", which has `seeds` places, and "data"."""
+    shape = (seeds, len(devices) // seeds)
+    return jax.make_mesh(shape, ("seed", "data"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def evenly(count: int, most: int) -> int:
+    """Returns the largest number up to `most` that divides `count`."""
+    return max(n for n in range(1, most + 1) if count % n == 0)
 
 
 def one_program_at_a_time(devices: Sequence[jax.Device]) -> bool:

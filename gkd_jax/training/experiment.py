@@ -16,7 +16,7 @@ from gkd_jax.errors import UserError
 from gkd_jax.outputs import Setup
 from gkd_jax.reporting.files import write_json
 from gkd_jax.training import checkpoint, finished, summary, teacher
-from gkd_jax.training.loop import train
+from gkd_jax.training.loop import Trained, train
 from gkd_jax.training.program import Job
 from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Interrupted, Stop
@@ -34,6 +34,9 @@ def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
     given = resolved["teacher"]
     return _alone(resolved) | {
         "seed": given["seed"],
+        "seeds": [],
+        "seeds_share_batches": False,
+        "batch_seed": None,
         "epochs": given["epochs"],
         "batch_size": given["batch_size"],
         "optimizer": given["optimizer"],
@@ -49,7 +52,7 @@ def _alone(resolved: Mapping[str, Any]) -> dict[str, Any]:
         **resolved,
         "compare_alone": False,
         "objective": objective.resolve({"mode": "sum", "ce": ce, "terms": {}}),
-        "teacher": {**resolved["teacher"], "model": config.NO_TEACHER, "checkpoint": None},
+        "teacher": {**resolved["teacher"], "model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE},
     }
 
 
@@ -98,8 +101,10 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
             claim(folders.alone, _alone(resolved), dataset)
             _train(Job("student alone", _alone(resolved), folders.alone, dataset), stop)
         job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
-        _train(job, stop)
+        trained = _train(job, stop)
         found = _summarised(resolved, dataset, folders, warning)
+        if trained.cache:
+            found["teacher_cache"] = trained.cache
         if resolved["plots"]:
             summary.draw(job, found)
         write_json(file, found)
@@ -124,7 +129,7 @@ def _summarised(
     """Reads the test split, now that all training is done, and returns the summary."""
 
     def report(folder: pathlib.Path | None, averaged: bool = True) -> dict[str, Any] | None:
-        return summary.report(dataset, folder, finished.load(folder, averaged=averaged)) if folder else None
+        return summary.report(dataset, folder, averaged=averaged) if folder else None
 
     found = {
         "teacher": report(folders.teacher),
@@ -168,11 +173,12 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
         raise UserError(f"objective: {error}") from error
 
 
-def _train(job: Job, stop: Stop | None) -> None:
+def _train(job: Job, stop: Stop | None) -> Trained:
     """Trains a job in a directory that is claimed for it."""
-    train(job, stop)
+    trained = train(job, stop)
     if stop is not None and stop.requested is not None:  # at its last step; the next job would first compile
         raise Interrupted(stop.requested, job.name, job.total_steps)
+    return trained
 
 
 def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -> str:
@@ -193,9 +199,15 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
     dataset = load_data(resolved)
     if dataset.digest != network.record["digest"]:
         raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
-    report = summary.report(dataset, workdir, network)
+    report = summary.report(dataset, workdir)
     lines = [f"{report['model']} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
     if report["val_accuracy"] is not None:
-        lines.append(f"validation accuracy  {100 * report['val_accuracy']:6.2f} %  ({len(dataset.val_images)} images)")
-    lines.append(f"test accuracy        {100 * report['test_accuracy']:6.2f} %  ({len(dataset.test_images)} images)")
+        lines.append(f"validation accuracy  {_percent(report, 'val_accuracy')}  ({len(dataset.val_images)} images)")
+    lines.append(f"test accuracy        {_percent(report, 'test_accuracy')}  ({len(dataset.test_images)} images)")
     return "\n".join(lines)
+
+
+def _percent(report: Mapping[str, Any], name: str) -> str:
+    if "seeds" not in report:
+        return f"{100 * report[name]:6.2f} %"
+    return f"{100 * report[name]:6.2f} ± {100 * report['std'][name]:.2f} % over {len(report['seeds'])} seeds"

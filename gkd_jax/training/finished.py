@@ -125,16 +125,28 @@ def _registered(workdir: pathlib.Path, config: Mapping[str, Any], num_classes: i
     return network(config, num_classes)
 
 
-def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
+def load(workdir: str | pathlib.Path, *, seed: int | None = None, averaged: bool = True) -> Finished:
     """Returns the student of a run, as it was after the last epoch (averaged, with `ema` on).
 
     Args:
       workdir: the run's directory.
+      seed: which of the students that were trained together; the first by default.
       averaged: whether to take the averages, where there are any.
 
     Raises:
-      UserError: if it is not the directory of a finished run, or its checkpoint is missing or damaged.
+      UserError: if it is not the directory of a finished run, its checkpoint is missing or damaged, or the run has no
+        such seed.
     """
+    students = load_seeds(workdir, averaged=averaged)
+    if seed is None:
+        return next(iter(students.values()))
+    if seed not in students:
+        raise UserError(f"{workdir} has no student of seed {seed}; it has: {', '.join(map(str, students))}")
+    return students[seed]
+
+
+def load_seeds(workdir: str | pathlib.Path, *, averaged: bool = True) -> dict[int, Finished]:
+    """Returns all students of a run by seed, in the order of its configuration; see `load`."""
     workdir = pathlib.Path(workdir)
     config, known = read(workdir / CONFIG), read(workdir / DATA)
     try:
@@ -142,12 +154,36 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
         mean, std = (np.asarray(known[name], np.float32) for name in ("mean", "std"))
         total = config["epochs"] * data.steps_per_epoch(known["num_examples"], config["batch_size"])
         ema = bool(config["ema"]) and averaged
+        several = config.get("seeds", [])
+        seeds = several or [config["seed"]]
         model = _registered(workdir, config, len(known["class_names"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{workdir}: {CONFIG} or {DATA} is not what gkd_jax wrote there (no {error})") from error
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     kept = {name: shapes[name] for name in ("params", "batch_stats") if name in shapes}
+    if several:
+        kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype), kept)
     wanted = {"ema": kept} if ema else kept
+    tree, step = _restored(workdir, wanted, total)
+    tree = tree["ema"] if ema else tree
+    return {
+        seed: Finished(
+            config=config,
+            class_names=tuple(known["class_names"]),
+            image_shape=(image_shape[0], image_shape[1], image_shape[2]),
+            mean=mean,
+            std=std,
+            model=model,
+            variables=jax.tree.map(lambda x, place=place: x[place], tree) if several else tree,
+            step=step,
+            record=known,
+        )
+        for place, seed in enumerate(seeds)
+    }
+
+
+def _restored(workdir: pathlib.Path, wanted: Mapping[str, Any], total: int) -> tuple[Any, int]:
+    """Returns what the last checkpoint of a run of `total` steps holds of `wanted`, and its step."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     store = checkpoint.Checkpoints(workdir / CHECKPOINTS)
     try:
@@ -156,17 +192,6 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> Finished:
             raise UserError(f"{workdir / CHECKPOINTS}: no checkpoint here; start the run again to train")
         if step < total:
             raise UserError(f"{workdir} has not finished, it is at step {step} of {total}; start its run again")
-        tree = store.load(checkpoint.abstract_like(wanted, device), step, partial=True)
+        return store.load(checkpoint.abstract_like(wanted, device), step, partial=True), step
     finally:
         store.close()
-    return Finished(
-        config=config,
-        class_names=tuple(known["class_names"]),
-        image_shape=(image_shape[0], image_shape[1], image_shape[2]),
-        mean=mean,
-        std=std,
-        model=model,
-        variables=tree["ema"] if ema else tree,
-        step=step,
-        record=known,
-    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from gkd_jax import schedules
@@ -13,24 +14,36 @@ from gkd_jax.errors import UserError
 from gkd_jax.outputs import Variables
 from gkd_jax.reporting.progress import Progress
 from gkd_jax.reporting.records import JsonlWriter, read_records
+from gkd_jax.reporting.spread import over_seeds
 from gkd_jax.reporting.tensorboard import TensorBoardWriter
-from gkd_jax.training import finished
+from gkd_jax.training import finished, members
 from gkd_jax.training.checkpoint import Checkpoints, abstract_like
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.program import Job, Program
-from gkd_jax.training.state import TrainState
+from gkd_jax.training.state import Metrics, TrainState
 from gkd_jax.training.stop import Interrupted, Stop
 
 METRICS = "metrics.jsonl"
 
+# One student's part of a tree, wherever it lies, as one program instead of one for each array
+_pick = jax.jit(members.one)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a job leaves: the state after the last step, and the student's variables that were not trained."""
+    """What a job leaves.
+
+    Attributes:
+      state: after the last step.
+      frozen: the student's variables that were not trained.
+      records: of all epochs.
+      cache: how the teacher's cache was used, None without one, or where nothing was left to do.
+    """
 
     state: TrainState
     frozen: Variables
     records: list[dict[str, Any]]
+    cache: dict[str, Any] | None = None
 
 
 def train(job: Job, stop: Stop | None = None) -> Trained:
@@ -53,7 +66,7 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
         latest = checkpoints.latest
         state, frozen = program.initial()
         if latest is not None:
-            state = checkpoints.load(abstract_like(state, program.replicated), latest)
+            state = checkpoints.load(abstract_like(state), latest)
         return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
     finally:
         checkpoints.close()
@@ -75,6 +88,7 @@ class _Loop:
         self.state, self.frozen, self.step, self.stop = state, frozen, step, stop
         self.kept: int | None = step or None
         dataset = self.job.dataset
+        program.polled = self._stop_if_asked
         self.fixed = program.fixed(frozen)
         self.validate = None
         if len(dataset.val_images):
@@ -105,7 +119,8 @@ class _Loop:
             progress.close()
             if board is not None:
                 board.close()
-        return Trained(self.state, self.frozen, read_records(job.workdir / METRICS))
+        used = self.program.recall.summary() if self.program.recall and first < job.config["epochs"] else None
+        return Trained(self.state, self.frozen, read_records(job.workdir / METRICS), used)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, Any]:
         started = time.monotonic()
@@ -114,62 +129,92 @@ class _Loop:
         self.program.compile_all(self.step, self.state, plan, self.fixed)
         compiled, begun = time.monotonic(), self.step
         while self.step < end:
-            step = self.program.step_at(self.step, self.state, plan, self.fixed)
-            self.state = self.program.ended(step(self.state, plan, self.fixed))
-            self.step += 1
-            progress.step()
+            count = self.program.call_at(self.step)
+            call = self.program.step_at(self.step, self.state, plan, self.fixed, count)
+            self.state = self.program.ended(call(self.state, plan, self.fixed))
+            self.step += count
+            progress.step(count)
             if self.step < end:  # at its end an epoch is first written down
                 self._stop_if_asked()
         self._check_finite()
         seconds = time.monotonic() - compiled
-        rate = (self.step - begun) * self.job.config["batch_size"] / seconds
+        students = max(len(self.program.seeds), 1)
+        rate = (self.step - begun) * self.job.config["batch_size"] * students / seconds
         record = self._record(epoch)
-        accuracy = self.validate(self.state.evaluated(self.frozen)) if self.validate else None
         self._refit()
-        measured = {"val_accuracy": accuracy, "images_per_second": rate, "seconds": time.monotonic() - started}
-        return {**record, **measured}
+        return {**record, "images_per_second": rate, "seconds": time.monotonic() - started}
 
     def _refit(self) -> None:
         """Lets the weights that have parameters learn from the accuracies so far."""
         old = self.state.weights
         if jax.tree.leaves(old):
-            new = {name: line.weight.refit(old[name], self.state.history) for name, line in self.program.lines.items()}
-            self.state = dataclasses.replace(self.state, weights=self.program.place(new))
+            new = {}
+            for name, line in self.program.lines.items():
+                refit = jax.vmap(line.weight.refit) if self.program.seeds else line.weight.refit
+                new[name] = refit(old[name], self.state.history)
+            self.state = dataclasses.replace(self.state, weights=jax.device_put(new, self.program.weights_on))
 
     def _record(self, epoch: int) -> dict[str, Any]:
         """Fetches the epoch's sums: the one place where the host waits for the device."""
-        metrics, terms = jax.device_get((self.state.metrics, self._readings()))
+        metrics, terms, weights = jax.device_get((self.state.metrics, self._readings(), self.state.weights))
+        found = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "learning_rate": float(self.program.rate(self.step - 1)),
+        }
+        accuracies = self._accuracies()
+        seeds = self.program.seeds
+        if not seeds:
+            return found | self._of_student(metrics, terms, weights) | {"val_accuracy": accuracies[0]}
+        students = {}
+        for place, seed in enumerate(seeds):
+            own = self._of_student(*members.one((metrics, terms, weights), place))
+            students[str(seed)] = own | {"val_accuracy": accuracies[place]}
+        return found | over_seeds(students)
+
+    def _of_student(self, metrics: Metrics, terms: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
         done = (self.step - 1) / self.job.total_steps  # of the last step, as are the weights
         lines: dict[str, dict[str, Any]] = {}
         for name, line in self.program.lines.items():
             sums = metrics.lines[name]
             lines[name] = {
                 "value": float(sums.value / sums.count) if sums.count else None,  # None: `every` is over an epoch
-                "weight": float(line.weight.at(self.state.weights[name], self.step - 1)),
+                "weight": float(line.weight.at(weights[name], self.step - 1)),
                 **{reading: float(value) for reading, value in terms[name].items()},
             }
             if line.bounds is not None:
                 lines[name]["stage"] = schedules.stage(done, line.bounds)
         return {
-            "epoch": epoch + 1,
-            "step": self.step,
-            "learning_rate": float(self.program.rate(self.step - 1)),
             "loss": float(metrics.loss / metrics.steps),
             "terms": lines,
             "train_accuracy": float(metrics.correct / metrics.examples),
         }
 
+    def _accuracies(self) -> list[float | None]:
+        """Returns the accuracy of each student on the validation images; None without any."""
+        seeds = self.program.seeds
+        if self.validate is None:
+            return [None] * max(len(seeds), 1)
+        if not seeds:
+            return [self.validate(self.state.evaluated(self.frozen))]
+        every = {**self.state.evaluated({}), **self.frozen}
+        return [self.validate(self.program.ended(_pick(every, place))) for place in range(len(seeds))]
+
     def _readings(self) -> dict[str, Mapping[str, Array]]:
         return {name: line.term.readings(self.state.terms[name]) for name, line in self.program.lines.items()}
 
     def _check_finite(self) -> None:
-        step, place = (int(x) for x in jax.device_get(self.state.first_nonfinite))
-        if step < 0:
+        found = np.asarray(jax.device_get(self.state.first_nonfinite)).reshape(-1, 2)
+        bad = np.flatnonzero(found[:, 0] >= 0)
+        if not len(bad):
             return
+        first = bad[np.argmin(found[bad, 0])]
+        step, place = (int(x) for x in found[first])
         names = [*(f"the term {name!r}" for name in self.program.lines), "the gradient of the objective"]
         kept = f"the checkpoint of step {self.kept} is kept" if self.kept else "no checkpoint had been written yet"
+        who = f"{self.job.name}, seed {self.program.seeds[first]}" if self.program.seeds else self.job.name
         raise UserError(
-            f"{self.job.name}: {names[place]} became NaN or infinite at step {step}; {kept} in "
+            f"{who}: {names[place]} became NaN or infinite at step {step}; {kept} in "
             f"{self.checkpoints.folder}. A lower optimizer.learning_rate or a lower weight may help"
         )
 

@@ -13,14 +13,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gkd_jax import data, objective
-from gkd_jax.config import steps_of
+from gkd_jax.config import NO_CACHE, cache_folder, steps_of
 from gkd_jax.data import Dataset
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Setup, Variables
-from gkd_jax.training import finished, optimizer
-from gkd_jax.training.devices import mesh, one_program_at_a_time, replicated
+from gkd_jax.reporting.messages import say
+from gkd_jax.training import chunks, finished, members, optimizer
+from gkd_jax.training.devices import evenly, mesh, one_program_at_a_time, replicated
+from gkd_jax.training.recall import Recall, outputs, unheld
 from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
 from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
+from gkd_jax.training.tables import TooLarge
 from gkd_jax.training.teacher import Teacher
 
 
@@ -71,11 +74,12 @@ class Program:
 
         Args:
           job: what is to be trained.
-          devices: to share each batch among; all there are by default, as far as they share it evenly.
+          devices: to share each batch, or the seeds, among; all there are by default, as far as they share evenly.
           platform: to lower for, where it is not that of the devices.
         """
         config, dataset = job.config, job.dataset
         self.job = job
+        self.seeds = tuple(config["seeds"])
         self.lines: Lines = job.lines()
         self.rate = job.learning_rate()
         self.tx = optimizer.sgd(config["optimizer"], self.rate)
@@ -85,13 +89,35 @@ class Program:
             job.teacher.variables if job.teacher else {},
         )
         devices = jax.devices() if devices is None else list(devices)
-        self.devices = devices[: max(n for n in range(1, len(devices) + 1) if config["batch_size"] % n == 0)]
+        platform = platform or devices[0].platform
+        self.strategy = self._strategy(platform, len(devices))
+        apart = evenly(len(self.seeds), min(len(devices), len(self.seeds))) if self.strategy == "shard" else 1
+        self.devices = devices[: apart * evenly(config["batch_size"], len(devices) // apart)]
         self.waits = one_program_at_a_time(self.devices)
-        self.mesh = mesh(self.devices)
+        self.mesh = mesh(self.devices, apart)
         self.replicated = replicated(self.mesh)
-        self.by_column = NamedSharding(self.mesh, PartitionSpec(None, "data"))
-        self.key = jax.random.key(config["seed"], impl="threefry2x32")
+        self.period = math.lcm(*(line.every for line in self.lines.values()))
+        limit = config["steps_per_call"]
+        if limit == "auto":
+            limit = 1 if platform == "cpu" else _STEPS_PER_CALL
+        self.chunk = chunks.length(job.steps_per_epoch, self.period, limit)
+        self.polled: Callable[[], None] = lambda: None  # called where a program takes long before the next step
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
+        self._pures: dict[tuple[str, ...], TrainStep] = {}
+
+    def _strategy(self, platform: str, devices: int) -> str | None:
+        chosen: str = self.job.config["seed_strategy"]
+        if not self.seeds:
+            return None
+        if chosen != "auto":
+            return chosen
+        network = self.networks.student
+        return members.strategy(len(self.seeds), devices, platform, network, self.job.dataset.image_shape)
+
+    @property
+    def shares(self) -> bool:
+        """Whether all students see the same batches."""
+        return bool(self.job.config["seeds_share_batches"])
 
     def ended(self, tree: Any) -> Any:
         """Returns what a program gave, once it is there if no other program may be dispatched before."""
@@ -100,6 +126,19 @@ class Program:
     def place(self, tree: Any) -> Any:
         """Returns a tree on all devices."""
         return jax.device_put(tree, self.replicated)
+
+    def _on(self, specs: Any) -> Any:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
+
+    @property
+    def _state_on(self) -> Any:
+        """Where each part of the state lies."""
+        return self._on(members.state_specs("seed")) if self.strategy == "shard" else self.replicated
+
+    @property
+    def weights_on(self) -> Any:
+        """Where the parameters of the weights lie."""
+        return self._state_on.weights if self.strategy == "shard" else self.replicated
 
     def initial(self) -> tuple[TrainState, Variables]:
         """Builds the first state, and what of the student's variables is not trained."""
@@ -121,11 +160,72 @@ class Program:
             epochs=job.config["epochs"],
             ema=job.config["ema"] > 0,
         )
-        return self.ended(jax.jit(build, out_shardings=self.replicated)(self.key))
+        if not self.seeds:
+            return self.ended(jax.jit(build, out_shardings=self.replicated)(_key(job.config["seed"])))
+        frozen_on = NamedSharding(self.mesh, PartitionSpec("seed" if self.strategy == "shard" else None))
+        built = jax.jit(members.stack_init(build), out_shardings=(self._state_on, frozen_on))
+        return self.ended(built(jnp.stack([_key(seed) for seed in self.seeds])))
 
     def plan(self, epoch: int) -> Plan:
-        """Returns what is seen in an epoch, from 0."""
-        return self.ended(Plan(*self._plan(jax.random.fold_in(self.key, PLAN), epoch)))
+        """Returns what is seen in an epoch, from 0, with what is remembered of the teacher."""
+        plan = self.ended(Plan(*self._plan(self._plan_key, epoch)))
+        if self.recall is None:
+            return plan
+        left = self.job.config["epochs"] - epoch
+        return plan._replace(teacher=self.recall(plan.index, plan.view, self.by_column, left))
+
+    @functools.cached_property
+    def recall(self) -> Recall | None:
+        """What is remembered of the teacher; None where it is asked at every step."""
+        teacher, given = self.job.teacher, self.job.config["teacher"]
+        if teacher is None or given["cache"] == NO_CACHE:
+            return None
+        online = (
+            f"{self.job.name}: teacher.cache = {given['cache']!r} is of no use here, the teacher runs at every step: "
+        )
+        if missing := unheld(given["cache"], self.lines):
+            say(f"{online}the objective needs {' and '.join(missing)}, which it does not hold")
+            return None
+        try:
+            return Recall(
+                given["cache"],
+                teacher,
+                self.lines,
+                self.job.dataset,
+                self._gather,
+                dtype=self.job.config["dtype"],
+                memory=given["cache_memory"],
+                folder=cache_folder(given["cache_dir"], "teachers"),
+                where=self.replicated,
+                waits=self.waits,
+                polled=lambda: self.polled(),
+            )
+        except TooLarge as error:
+            say(f"{online}{error}")
+            return None
+
+    def _gather(self, index: Int[Array, " m"], view: Int[Array, " m"]) -> Batch:
+        return self._gathered(Fixed(*self._images), Plan(index[None], view[None]))
+
+    @functools.cached_property
+    def _gathered(self) -> Callable[[Fixed, Plan], Batch]:
+        make = self.make_batch(("seed", "data"))  # all devices, however the students share them
+        return jax.jit(lambda fixed, plan: make(plan, fixed, jnp.int32(0)))
+
+    @functools.cached_property
+    def _images(self) -> tuple[Array, Array]:
+        """The padded images and their labels, on all devices."""
+        dataset = self.job.dataset
+        padded, labels = self.place((data.pad_images(dataset.train_images, dataset.pad), dataset.train_labels))
+        return padded, labels
+
+    @property
+    def _plan_key(self) -> Array:
+        config = self.job.config
+        if self.seeds and not self.shares:
+            return jnp.stack([jax.random.fold_in(_key(seed), PLAN) for seed in self.seeds])
+        given = config["batch_seed"]
+        return jax.random.fold_in(_key(config["seed"] if given is None else given), PLAN)
 
     @functools.cached_property
     def _plan(self) -> Callable[..., tuple[Array, Array]]:
@@ -136,14 +236,25 @@ class Program:
             batch_size=job.config["batch_size"],
             num_views=job.dataset.num_views,
         )
+        if self._plan_key.ndim:
+            draw = jax.vmap(draw, in_axes=(0, None))
         return jax.jit(draw, out_shardings=self.by_column)
 
-    def make_batch(self) -> MakeBatch:
-        """Returns the function that gathers a batch from the images on the device."""
-        dataset = self.job.dataset
-        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+    @functools.cached_property
+    def by_column(self) -> NamedSharding:
+        """Where a plan lies."""
+        columns = PartitionSpec(None, "data")
+        if self.seeds and not self.shares:
+            columns = PartitionSpec("seed" if self.strategy == "shard" else None, *columns)
+        return NamedSharding(self.mesh, columns)
 
-        def make(fixed: Fixed, index: Int[Array, " b"], view: Int[Array, " b"], step: Int[Array, ""]) -> Batch:
+    def make_batch(self, axes: tuple[str, ...] = ("data",)) -> MakeBatch:
+        """Returns the function that gathers a batch from the images, shared out along these axes of the mesh."""
+        dataset = self.job.dataset
+        rows = NamedSharding(self.mesh, PartitionSpec(axes))
+
+        def make(plan: Plan, fixed: Fixed, step: Int[Array, ""]) -> Batch:
+            index, view, teacher = jax.tree.map(lambda x: x[step % plan.index.shape[0]], plan)
             crops = data.crop_flip(fixed.images, index, view, pad=dataset.pad, flip=dataset.flip)
             crops = jax.lax.with_sharding_constraint(crops, rows)
             labels = fixed.labels[index]
@@ -154,32 +265,59 @@ class Program:
                 index=index,
                 view=view,
                 step=step,
+                teacher={"weak": outputs(teacher)} if teacher else {},
             )
 
         return make
 
-    def step_at(self, step: int, state: TrainState, plan: Plan, fixed: Fixed) -> TrainStep:
-        """Returns the compiled step for the lines that are active at `step`."""
-        names = tuple(objective.active(self.lines, step))
+    def call_at(self, step: int) -> int:
+        """Returns how many steps the next program does, at `step` of the run."""
+        begins = chunks.begins(step, self.job.steps_per_epoch, self.period, self.chunk)
+        return self.chunk if begins else 1
+
+    def step_at(self, step: int, state: TrainState, plan: Plan, fixed: Fixed, count: int = 1) -> TrainStep:
+        """Returns the compiled program of `count` steps, for the lines that are active at `step` and after it."""
+        names = ("chunk",) if count > 1 else tuple(objective.active(self.lines, step))
         if names not in self._compiled:
-            self._compiled[names] = self.jitted_step_at(step).lower(state, plan, fixed).compile()
+            self._compiled[names] = self.jitted_step_at(step, count).lower(state, plan, fixed).compile()
         return self._compiled[names]
 
-    def jitted_step_at(self, step: int) -> Any:
-        """Returns the same step before it is compiled."""
+    def jitted_step_at(self, step: int, count: int = 1) -> Any:
+        """Returns the same program before it is compiled."""
+        run = self._pure(step)
+        if count > 1:
+            run = chunks.chunked([self._pure(step + i) for i in range(self.period)], count)
+        return jax.jit(run, donate_argnums=0, out_shardings=self._state_on)
+
+    def _pure(self, step: int) -> TrainStep:
         lines = objective.active(self.lines, step)
-        ema = self.job.config["ema"]
-        pure = make_step(self.networks, lines, self.tx, self.make_batch(), ema=ema, every=self.lines)
-        return jax.jit(pure, donate_argnums=0, out_shardings=self.replicated)
+        if tuple(lines) not in self._pures:
+            ema = self.job.config["ema"]
+            one = make_step(self.networks, lines, self.tx, self.make_batch(), ema=ema, every=self.lines)
+            self._pures[tuple(lines)] = (
+                one.__call__
+                if self.strategy is None
+                else members.together(one, len(self.seeds), self.strategy, shared=self.shares, mesh=self.mesh)
+            )
+        return self._pures[tuple(lines)]
 
     def fixed(self, frozen: Variables) -> Fixed:
         """Returns what every step reads, on all devices."""
-        dataset = self.job.dataset
-        padded, labels = self.place((data.pad_images(dataset.train_images, dataset.pad), dataset.train_labels))
-        return Fixed(padded, labels, self.place(self.networks.teacher_variables), frozen)
+        teacher = {} if self.recall else self.place(self.networks.teacher_variables)
+        return Fixed(*self._images, teacher, frozen)
 
     def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
         """Compiles every variant of the step before the clock of the throughput starts."""
-        period = math.lcm(*(line.every for line in self.lines.values()))
-        for step in range(start, min(start + period, self.job.total_steps)):
-            self.step_at(step, state, plan, fixed)
+        step, end = start, min(start + self.job.steps_per_epoch + self.period, self.job.total_steps)
+        while step < end:
+            count = self.call_at(step)
+            self.step_at(step, state, plan, fixed, count)
+            step += count
+
+
+# Enough for the host's share of a step to vanish, few enough to stop within a second or two
+_STEPS_PER_CALL = 128
+
+
+def _key(seed: int) -> Array:
+    return jax.random.key(seed, impl="threefry2x32")

@@ -28,8 +28,23 @@ def resolve(given: ConfigDict) -> dict[str, Any]:
     resolved["objective"] = config.to_json(objective.resolve(resolved["objective"]))
     if resolved["dtype"] == "auto":
         resolved["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    _settle_seeds(resolved)
     _check_teacher(resolved)
     return resolved
+
+
+def _settle_seeds(resolved: dict[str, Any]) -> None:
+    """Leaves one way to say the same: `seed` is the first of `seeds`, and a single one of these is no list."""
+    seeds = resolved["seeds"]
+    if seeds:
+        resolved["seed"] = seeds[0]
+    if len(seeds) < 2:
+        resolved["seeds"], resolved["seeds_share_batches"] = [], False
+    if resolved["batch_seed"] is not None and len(seeds) > 1 and not resolved["seeds_share_batches"]:
+        raise UserError("batch_seed is one order for all: with several seeds it needs seeds_share_batches = true")
+    own = resolved["batch_seed"] == resolved["seed"]
+    if own and (resolved["seeds_share_batches"] or not resolved["seeds"]):
+        resolved["batch_seed"] = None
 
 
 def _check_teacher(resolved: dict[str, Any]) -> None:
@@ -44,3 +59,5 @@ def _check_teacher(resolved: dict[str, Any]) -> None:
         )
     if resolved["teacher"]["checkpoint"]:
         raise UserError("teacher.checkpoint is given, but teacher.model is 'none'")
+    if resolved["teacher"]["cache"] != config.NO_CACHE:
+        raise UserError(f"teacher.cache is {resolved['teacher']['cache']!r}, but teacher.model is 'none'")

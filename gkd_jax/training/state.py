@@ -77,7 +77,7 @@ class TrainState:
     opt: Tree
     ema: Tree
     history: Tree
-    metrics: Metrics
+    metrics: Tree  # Metrics, or one thing that stands for all of it
     first_nonfinite: Tree
     key: Tree
 

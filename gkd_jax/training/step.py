@@ -4,7 +4,7 @@ row of the plan -> batch -> teacher's outputs -> student's outputs -> lines -> g
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,16 @@ Tree = Any
 
 
 class Plan(NamedTuple):
-    """The examples of an epoch: which, and in which view, [steps, batch] each."""
+    """The examples of an epoch: which, and in which view.
 
-    index: Int[Array, "s b"]  # type: ignore[assignment]  # hides tuple.index
-    view: Int[Array, "s b"]
+    Attributes:
+      index, view: [steps, batch] each; [seeds, steps, batch] where students see batches of their own.
+      teacher: what a cache holds of the teacher's outputs on them, of the same leading shape each; {} without one.
+    """
+
+    index: Int[Array, "*seeds s b"]  # type: ignore[assignment]  # hides tuple.index
+    view: Int[Array, "*seeds s b"]
+    teacher: Mapping[str, Array] = {}
 
 
 class Fixed(NamedTuple):
@@ -34,7 +40,7 @@ class Fixed(NamedTuple):
     Attributes:
       images: of the training split, padded once, [n h w k].
       labels: of the training split, [n].
-      teacher: the teacher's variables; {} without one.
+      teacher: the teacher's variables; {} without one, or where a cache speaks for it.
       frozen: what of the student's variables is not trained.
     """
 
@@ -44,8 +50,40 @@ class Fixed(NamedTuple):
     frozen: Variables = {}
 
 
-MakeBatch = Callable[[Fixed, Int[Array, " b"], Int[Array, " b"], Int[Array, ""]], Batch]
+class Lesson(NamedTuple):
+    """What is learnt at one step, before any student has looked at it.
+
+    Attributes:
+      batch: the examples.
+      teacher: the teacher's outputs by view; empty without a teacher.
+      row: of the epoch's plan; an epoch's sums begin anew at 0.
+      steps: an epoch's.
+    """
+
+    batch: Batch
+    teacher: Mapping[str, Outputs]
+    row: Int[Array, ""]
+    steps: int
+
+
+MakeBatch = Callable[[Plan, Fixed, Int[Array, ""]], Batch]
 TrainStep = Callable[[TrainState, Plan, Fixed], TrainState]
+
+
+class Step(NamedTuple):
+    """The two halves of a step, both pure: what several students may share, and what each does for itself.
+
+    Attributes:
+      prepare: `(plan, fixed, step, key) -> Lesson`; the key is that of the state, for a teacher that draws.
+      update: `(state, lesson, fixed) -> state`.
+    """
+
+    prepare: Callable[[Plan, Fixed, Int[Array, ""], PRNGKeyArray], Lesson]
+    update: Callable[[TrainState, Lesson, Fixed], TrainState]
+
+    def __call__(self, state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
+        """Does both for one student."""
+        return self.update(state, self.prepare(plan, fixed, state.step, state.key), fixed)
 
 
 def make_step(
@@ -56,14 +94,14 @@ def make_step(
     *,
     ema: float = 0.0,
     every: Lines | None = None,
-) -> TrainStep:
-    """Returns the step that computes `lines`, a pure function to be jitted with its state donated.
+) -> Step:
+    """Returns the step that computes `lines`, to be jitted with its state donated.
 
     Args:
       networks: the student, and the teacher if any line needs it (its variables are read from `Fixed`).
       lines: those active at this step.
       optimizer: of the student's parameters and the terms' heads.
-      make_batch: `(fixed, index, view, step) -> Batch`.
+      make_batch: `(plan, fixed, step) -> Batch`, with the teacher's outputs in it where they are looked up.
       ema: decay of the moving averages; 0 keeps none.
       every: all the lines of the run, where `lines` are but some of them.
     """
@@ -86,11 +124,13 @@ def make_step(
             for view in views
         }
 
-    def step(state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
+    def prepare(plan: Plan, fixed: Fixed, step: Int[Array, ""], key: PRNGKeyArray) -> Lesson:
+        batch, steps = make_batch(plan, fixed, step), plan.index.shape[0]
+        return Lesson(batch, teach(batch, fixed, jax.random.fold_in(key, step)), step % steps, steps)
+
+    def update(state: TrainState, lesson: Lesson, fixed: Fixed) -> TrainState:
+        batch, teacher, row, steps = lesson
         key = jax.random.fold_in(state.key, state.step)
-        row = state.step % plan.index.shape[0]
-        batch = make_batch(fixed, plan.index[row], plan.view[row], state.step)
-        teacher = teach(batch, fixed, key)
 
         def loss_of(trained: Tree) -> tuple[Array, tuple[dict[str, Reading], Tree, Tree, Array]]:
             statistics, student = state.batch_stats, {}
@@ -127,11 +167,11 @@ def make_step(
             ema=_averaged(state, {"params": trained["params"], "batch_stats": statistics}, ema),
             metrics=metrics,
             # Over an epoch the running accuracy; what stands there at its end is the epoch's
-            history=state.history.at[state.step // plan.index.shape[0]].set(metrics.correct / metrics.examples),
+            history=state.history.at[state.step // steps].set(metrics.correct / metrics.examples),
             first_nonfinite=_first_nonfinite(state, order, readings, optax.tree.norm(grads)),
         )
 
-    return step
+    return Step(prepare, update)
 
 
 def _averaged(state: TrainState, new: Tree, decay: float) -> Tree:

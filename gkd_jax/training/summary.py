@@ -14,10 +14,10 @@ from gkd_jax.data import Dataset
 from gkd_jax.models import count
 from gkd_jax.reporting import plots
 from gkd_jax.reporting.records import read_records
+from gkd_jax.reporting.spread import over_seeds
 from gkd_jax.reporting.table import Row, closing_table
-from gkd_jax.training import checkpoint
+from gkd_jax.training import checkpoint, finished
 from gkd_jax.training.evaluate import Evaluator
-from gkd_jax.training.finished import Finished
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.program import Job
 
@@ -25,24 +25,51 @@ SUMMARY = "summary.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ott-jax", "numpy")
 
 
-def report(dataset: Dataset, workdir: pathlib.Path, network: Finished) -> dict[str, Any]:
-    """Returns what the summary says of the network in `workdir`; the one place that opens the test split."""
+def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True) -> dict[str, Any]:
+    """Returns what the summary says of the network in `workdir`; the one place that opens the test split.
 
-    def accuracy(images: np.ndarray, labels: np.ndarray) -> float | None:
+    Of several seeds it gives the mean of the accuracies, their deviations under "std", and each under "seeds".
+
+    Args:
+      dataset: the run's.
+      workdir: of a finished run.
+      averaged: whether to take the averages of the parameters, where there are any.
+
+    Raises:
+      UserError: as `finished.load`.
+    """
+    students = finished.load_seeds(workdir, averaged=averaged)
+    network = next(iter(students.values()))
+
+    def rated(images: np.ndarray, labels: np.ndarray) -> dict[int, float | None]:
         if not len(images):
-            return None
-        return Evaluator(network.model, images, labels, dataset.mean, dataset.std, jax.devices())(network.variables)
+            return dict.fromkeys(students)
+        accuracy = Evaluator(network.model, images, labels, dataset.mean, dataset.std, jax.devices())
+        return {seed: accuracy(student.variables) for seed, student in students.items()}
 
+    test, val = rated(dataset.test_images, dataset.test_labels), rated(dataset.val_images, dataset.val_labels)
+    each = {
+        str(seed): {
+            "test_accuracy": test[seed],
+            "val_accuracy": val[seed],
+            "params_sha256": checkpoint.sha256(student.variables["params"]),
+        }
+        for seed, student in students.items()
+    }
     return {
         "model": network.config["student"]["model"],
-        "test_accuracy": accuracy(dataset.test_images, dataset.test_labels),
-        "val_accuracy": accuracy(dataset.val_images, dataset.val_labels),
+        **(_over_seeds(each) if len(each) > 1 else next(iter(each.values()))),
         "params": count.parameters(network.variables),
-        "params_sha256": checkpoint.sha256(network.variables["params"]),
         "steps": network.step,
         "seconds": seconds(workdir),
         "workdir": str(workdir),
     }
+
+
+def _over_seeds(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    joined = over_seeds(each)
+    del joined["params_sha256"]  # that of the first
+    return joined
 
 
 def circumstances(resolved: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -85,11 +112,16 @@ def table(summary: Mapping[str, Any]) -> str:
         "student_raw": "student, not averaged",
     }
     rows = [
-        Row(f"{name} ({part['model']})", part["test_accuracy"], part["params"], part["seconds"])
+        Row(f"{name} ({part['model']})", part["test_accuracy"], part["params"], part["seconds"], _deviation(part))
         for key, name in named.items()
         if (part := summary.get(key))
     ]
     return closing_table(rows)
+
+
+def _deviation(part: Mapping[str, Any]) -> float | None:
+    deviation: float | None = part.get("std", {}).get("test_accuracy")
+    return deviation
 
 
 def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from gkd_jax import models
 from gkd_jax.models import count
+from gkd_jax.models.convolution import CONV_FORMS
 from gkd_jax.outputs import Model, Outputs
 
 
@@ -33,8 +34,9 @@ def test_summary():
 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
 def test_forms_of_convolution_count_alike(name):
-    ours, theirs = (count.macs(models.create(name, num_classes=2, conv=c), (16, 16, 3)) for c in ("matmul", "plain"))
-    assert ours == theirs > 0
+    macs = {count.macs(models.create(name, num_classes=2, conv=conv), (16, 16, 3)) for conv in CONV_FORMS}
+    assert len(macs) == 1
+    assert min(macs) > 0
 
 
 def test_parameters_of_arrays_leave_out_statistics_and_what_is_frozen():

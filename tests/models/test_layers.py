@@ -1,80 +1,14 @@
 import functools
-import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_nets
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.test_util import check_grads
 
-from gkd_jax.models.layers import BatchNorm, Compute, Conv, Taps, convolve, depthwise_taps
-
-# Kernel side, channels in, channels out, groups: pointwise, depthwise, dense.
-KERNELS = {"pointwise": (1, 3, 5, 1), "depthwise": (3, 4, 4, 4), "dense": (3, 3, 2, 1), "grouped": (1, 4, 6, 2)}
-
-
-def operands(kind, side=5):
-    size, channels_in, channels_out, groups = KERNELS[kind]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, side, side + 1, channels_in))
-    return x, rng.normal(size=(size, size, channels_in // groups, channels_out)), groups
-
-
-@pytest.mark.parametrize("form", ["matmul", "plain"])
-@pytest.mark.parametrize(("kind", "stride"), [*itertools.product(KERNELS, (1, 2))])
-def test_convolution_equals_sliding_the_kernel(x64, form, kind, stride):
-    for side in (5, 6):  # strides meet an odd and an even side differently
-        x, kernel, groups = operands(kind, side)
-        padding = kernel.shape[0] // 2
-        y = convolve(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding, groups=groups, form=form)
-        np.testing.assert_allclose(y, numpy_nets.conv(x, kernel, stride, groups), atol=1e-13)
-
-
-@pytest.mark.parametrize(("kind", "stride"), [*itertools.product(("pointwise", "depthwise"), (1, 2))])
-def test_gradients_of_rewritten_convolutions(x64, kind, stride):
-    x, kernel, groups = operands(kind)
-    padding = kernel.shape[0] // 2
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    def rewritten(x, kernel):
-        return convolve(x, kernel, stride=stride, padding=padding, groups=groups)
-
-    def first(conv, x, kernel):
-        return jax.grad(lambda *a: jnp.sum(jnp.sin(conv(*a))), (0, 1))(x, kernel)
-
-    def second(conv, x, kernel):
-        # As in gradient matching: a function of the gradients, differentiated in reverse again.
-        return jax.grad(lambda *a: sum(jnp.sum(g**3) for g in first(conv, *a)), (0, 1))(x, kernel)
-
-    @jax.jit
-    def both(x, kernel):
-        return [(order(rewritten, x, kernel), order(plain, x, kernel)) for order in (first, second)]
-
-    for ours, theirs in both(x, kernel):
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-            assert np.abs(b).max() > 0.1
-
-
-def test_depthwise_taps_sum_in_float32():
-    x, kernel, _ = operands("depthwise")
-    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
-    exact = depthwise_taps(x.astype(jnp.float32), kernel.astype(jnp.float32), stride=1, padding=1)
-    ours = depthwise_taps(x, kernel, stride=1, padding=1)
-    assert ours.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
+from gkd_jax.models.layers import BatchNorm, Compute, Conv, Taps
 
 
 def test_conv_starts_with_the_variance_of_he(key):

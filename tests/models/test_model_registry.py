@@ -9,6 +9,7 @@ import pytest
 from gkd_jax import models
 from gkd_jax.errors import UserError
 from gkd_jax.models import registry
+from gkd_jax.models.convolution import CONV_FORMS
 from gkd_jax.outputs import Model, Outputs
 
 
@@ -39,7 +40,8 @@ def test_refusals(field, value, message):
 
 
 def test_forms_of_convolution_by_platform():
-    for platform in ("cpu", "gpu", "cuda", "rocm", "tpu"):
+    assert models.conv_form("cpu") == "cpu"
+    for platform in ("gpu", "cuda", "rocm", "tpu"):
         assert models.conv_form(platform) == "matmul"
     with pytest.raises(UserError, match="unknown platform 'gpuu'"):
         models.conv_form("gpuu")
@@ -48,9 +50,9 @@ def test_forms_of_convolution_by_platform():
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2_half"])
 def test_forms_share_variables(name, key):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    forms = [models.create(name, num_classes=10, conv=conv) for conv in ("matmul", "plain")]
-    ours, theirs = (jax.eval_shape(model.init, key, images) for model in forms)
-    assert ours == theirs
+    forms = [models.create(name, num_classes=10, conv=conv) for conv in CONV_FORMS]
+    one, *others = (jax.eval_shape(model.init, key, images) for model in forms)
+    assert all(other == one for other in others)
 
 
 def test_the_plain_form_is_plain_convolutions():

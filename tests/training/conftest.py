@@ -2,9 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,12 @@ from gkd_jax.training.resolve import resolve
 from gkd_jax.training.teacher import Teacher
 
 CLASSES = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations() -> Iterator[None]:
+    with helpers.registrations():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +47,17 @@ def teacher(dataset: Dataset) -> Teacher:
     """A network that was never trained, with statistics and a classifier that make its opinions differ."""
     model = models.create("resnet8", num_classes=CLASSES)
     variables = model.init(jax.random.key(7, impl="rbg"), jnp.zeros((1, 8, 8, 3)))
-    known = Finished({}, dataset.class_names, (8, 8, 3), dataset.mean, dataset.std, model, variables, 0, {})
+    known = Finished(
+        {"student": {"model": "resnet8"}},
+        dataset.class_names,
+        (8, 8, 3),
+        dataset.mean,
+        dataset.std,
+        model,
+        variables,
+        0,
+        {},
+    )
     return Teacher(model, variables, *model.classifier(variables), known)
 
 

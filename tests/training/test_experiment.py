@@ -19,12 +19,6 @@ from gkd_jax.training.workdir import alone_in, claim
 NETWORKS = ("teacher", "student_alone", "student")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registrations():
-    with helpers.registrations():
-        yield
-
-
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory):
     """Returns a function that gives the configuration of a run of 4 steps for the teacher and 8 for each student."""

@@ -28,12 +28,6 @@ from gkd_jax.training.stop import Interrupted
 TIMES = ("seconds", "images_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registrations():
-    with helpers.registrations():
-        yield
-
-
 def records(job):
     lines = [json.loads(line) for line in (job.workdir / METRICS).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]

@@ -2,7 +2,6 @@
 
 import re
 
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +10,6 @@ import pytest
 
 from gkd_jax.training.program import Program
 from gkd_jax.training.step import Plan
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registrations():
-    with helpers.registrations():
-        yield
 
 
 def softmax(x):

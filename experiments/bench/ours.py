@@ -1,0 +1,257 @@
+"""Our side in a process of its own: the step that `gkd_jax.main` would run, on noise, with networks nobody trained.
+
+    python -m experiments.bench.ours
+
+It speaks as `experiments.torch_peer.worker` does: a line of JSON with the setup, then `{"steps": n}` as often as one
+likes, then `{"finish": true}`.
+
+    {"pair": ["resnet56", "resnet20"], "objective": "kd", "batch": 64, "num_classes": 100, "cache": "none",
+     "student_only": false, "seeds": 1, "seed_strategy": "auto", "solver": "unrolled", "dtype": "auto",
+     "images": 50000, "epochs": 240, "cpu_devices": "auto", "steps_per_call": "auto", "compilation_cache": "off"}
+"""
+
+import glob
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gkd_jax import machine
+
+# A line of the objective for each part of its name
+_TERMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kd": ("kd", {}),
+    "w": ("wasserstein", {}),
+    "cg": ("gradient", {"wrt": "classifier"}),
+    "gm": ("gradient", {"wrt": "input"}),
+}
+OBJECTIVES = {
+    "kd": ("kd",),
+    "kd+w": ("kd", "w"),
+    "kd+cg": ("kd", "cg"),
+    "kd+w+cg": ("kd", "w", "cg"),
+    "kd+gm": ("kd", "gm"),
+    "full": ("kd", "w", "gm"),
+}
+_FILLED = 2  # calls of the teacher that the rate of a fill is measured by, after the first
+_WARMUP = 3
+_PROFILED = 2
+
+
+def configuration(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the resolved configuration of a setup."""
+    from gkd_jax import config, objective
+    from gkd_jax.training.resolve import resolve
+
+    given = config.default()
+    given.teacher.model, given.student.model = setup["pair"]
+    given.batch_size, given.epochs, given.dtype = setup["batch"], setup["epochs"], setup["dtype"]
+    given.optimizer.learning_rate = config.standard_rate(setup["pair"][1])
+    given.steps_per_call = setup["steps_per_call"]
+    if setup["seeds"] > 1:
+        given.seeds, given.seed_strategy = tuple(range(setup["seeds"])), setup["seed_strategy"]
+    parts = OBJECTIVES[setup["objective"]]
+    for part in parts:
+        term, options = _TERMS[part]
+        if part == "w":
+            options = {"solver": setup["solver"]}
+        given.objective.terms[part] = objective.block(term, **options)
+    given.teacher.cache = setup["cache"]
+    if setup["student_only"]:  # given outputs are looked up, whatever they are
+        given.teacher.cache = "gradients" if "gm" in parts else "embedding" if {"w", "cg"} & {*parts} else "logits"
+    given.teacher.cache_dir = "off"
+    return resolve(given)
+
+
+class Ours:
+    """A program with its state, ready to train."""
+
+    def __init__(self, setup: Mapping[str, Any]):
+        """Builds and compiles it."""
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from gkd_jax import models
+        from gkd_jax.data.checks import Arrays
+        from gkd_jax.data.dataset import build
+        from gkd_jax.training.finished import Finished, network
+        from gkd_jax.training.program import Job, Program
+        from gkd_jax.training.teacher import Teacher
+
+        self._jax = jax
+        resolved = configuration(setup)
+        classes, rng = setup["num_classes"], np.random.default_rng(0)
+        count = setup["images"]
+        arrays = Arrays(
+            x_train=rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+            y_train=np.arange(count, dtype=np.int32) % classes,
+            x_test=rng.integers(0, 256, (classes, 32, 32, 3), np.uint8),
+            y_test=np.arange(classes, dtype=np.int32),
+            class_names=tuple(map(str, range(classes))),
+        )
+        dataset = build("noise", arrays, val_fraction=0.0, split_seed=0, pad=4, flip=True)
+        known = {**resolved, "student": {"model": setup["pair"][0]}}
+        model = network(known, classes)
+        variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+        finished = Finished(known, dataset.class_names, (32, 32, 3), dataset.mean, dataset.std, model, variables, 0, {})
+        kernel, bias = model.classifier(variables)
+        folded = model.fold(variables) if model.fold else (model, variables)
+        del models
+        job = Job("benchmark", resolved, Path(), dataset, Teacher(*folded, kernel, bias, finished))
+        self.program, self.job, self.step = Program(job), job, 0
+        self.state, frozen = self.program.initial()
+        self.fixed = self.program.fixed(frozen)
+        self.fill_rate = self._measure_fill()
+        self.plan = self.program.plan(0)
+        start = time.perf_counter()
+        self.program.compile_all(0, self.state, self.plan, self.fixed)
+        self.compile_seconds = time.perf_counter() - start
+        self.run(max(_WARMUP, self.program.chunk))
+
+    def _measure_fill(self) -> float | None:
+        """Returns the views a second that the teacher fills the cache with; the first call, which compiles, apart."""
+        if self.program.recall is None:
+            return None
+        import numpy as np
+
+        self.program.recall.how = "by epoch"  # of all views only those that are seen
+        cache = self.program.recall.cache
+        last = len(self.job.dataset.train_labels) * self.job.dataset.num_views
+        batch = min(1024, last // (_FILLED + 1))
+        cache.fill(np.arange(batch))
+        before = cache.seconds
+        cache.fill(np.arange(batch, batch * (1 + _FILLED)))
+        return batch * _FILLED / (cache.seconds - before)
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """Trains for at least `steps` steps, as the loop of a run does, epoch after epoch.
+
+        Every epoch is the first one, so that a cache holds all of it: the plan is drawn, and its rows are looked up.
+        """
+        jax, program, per_epoch = self._jax, self.program, self.job.steps_per_epoch
+        jax.block_until_ready(self.state)
+        start, done = time.perf_counter(), 0
+        while done < steps:
+            if self.step % per_epoch == 0:
+                self.plan = program.plan(0)
+            count = program.call_at(self.step)
+            call = program.step_at(self.step, self.state, self.plan, self.fixed, count)
+            self.state = program.ended(call(self.state, self.plan, self.fixed))
+            self.step = (self.step + count) % self.job.total_steps
+            done += count
+        jax.block_until_ready(self.state)
+        return {"seconds": time.perf_counter() - start, "steps": done}
+
+    def ready(self) -> dict[str, Any]:
+        """Returns what to say about it."""
+        device = self._jax.devices()[0]
+        program = self.program
+        return {
+            "ready": True,
+            "compile_seconds": self.compile_seconds,
+            "device": device.device_kind,
+            "platform": device.platform,
+            "devices": len(program.devices),
+            "jax": self._jax.__version__,
+            "dtype": self.job.config["dtype"],
+            "steps_per_call": program.chunk,
+            "seed_strategy": program.strategy,
+            "config": self.job.config,
+            "fill": self._fill(),
+        }
+
+    def _fill(self) -> dict[str, Any] | None:
+        if self.program.recall is None or self.fill_rate is None:
+            return None
+        from gkd_jax.training import cost
+
+        views, images = self.job.dataset.num_views, 50_000
+        size, seeds = images * views, max(len(self.program.seeds), 1)
+        at_once = cost.up_front(size, 1024)
+        lazily = cost.by_epoch(
+            size, size=size, views=views, epochs=self.job.config["epochs"], per_epoch=images * seeds, batch=1024
+        )
+        return {
+            "images_per_second": self.fill_rate,
+            "forwards": min(at_once, lazily),
+            "how": "up front" if at_once <= lazily else "by epoch",
+            "seconds": min(at_once, lazily) / self.fill_rate,
+            "extrapolated": True,
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Returns peak memory, and the work of a step by XLA's count."""
+        jax = self._jax
+        stats = jax.devices()[0].memory_stats()
+        peak = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        found: dict[str, Any] = {"peak_bytes": peak}
+        one: Any = self.program.step_at(0, self.state, self.plan, self.fixed)
+        costs = one.cost_analysis()
+        devices = len(self.program.devices)  # XLA counts those of one
+        found |= {"flops": devices * costs.get("flops", 0.0), "bytes": devices * costs.get("bytes accessed", 0.0)}
+        if jax.devices()[0].platform == "cpu":
+            return found | {"ops_per_step": _instructions(one.as_text())}
+        return found | {"launches_per_step": self._launches()}
+
+    def _launches(self) -> float | None:
+        """Returns the kernels that a step starts on the first device, by the profiler; None if it does not tell."""
+        jax = self._jax
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                done = self.run(_PROFILED)["steps"]
+            files = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+            if not files or not hasattr(jax.profiler, "ProfileData"):
+                return None
+            planes = jax.profiler.ProfileData.from_file(files[0]).planes
+            counts = [
+                sum(1 for event in line.events if not event.name.startswith(("Memcpy", "Memset")))
+                for plane in planes
+                if plane.name.startswith("/device:GPU:0")
+                for line in plane.lines
+                if line.name.startswith("Stream")
+            ]
+        return sum(counts) / done if counts else None
+
+
+def _instructions(text: str) -> int:
+    """Returns the instructions of a compiled program's main part that do something."""
+    entry = text[text.index("\nENTRY ") :].split("\n}")[0].splitlines()[2:]
+    free = ("parameter(", "constant(", "tuple(", "get-tuple-element(", "bitcast(", "copy-done(")
+    return sum(" = " in line and not any(f" {name}" in line for name in free) for line in entry)
+
+
+def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answers `lines` until one says "finish", or they end."""
+    setup = json.loads(next(lines))
+    machine.prepare(setup["cpu_devices"])
+    machine.keep_compiled(setup["compilation_cache"])
+    ours = Ours(setup)
+    answer(ours.ready())
+    for line in lines:
+        request = json.loads(line)
+        if request.get("finish"):
+            answer(ours.finish())
+            return
+        answer(ours.run(request["steps"]))
+
+
+def main() -> None:
+    """Serves the standard input."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(reply: dict[str, Any]) -> None:
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+
+    serve(iter(sys.stdin), answer)
+
+
+if __name__ == "__main__":
+    main()

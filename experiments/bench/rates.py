@@ -1,0 +1,44 @@
+"""What the machine can do at most: the two rates that a roofline is made of."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_REPEATS = 7
+
+
+class Rates(NamedTuple):
+    """What was reached.
+
+    Attributes:
+      bytes_per_second: read and written together, by adding a number to a large array.
+      flops_per_second: of a large matrix product in the benchmark's compute type.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+
+
+def measure(dtype: str) -> Rates:
+    """Returns the rates of the first device, the best of several repetitions."""
+    small = jax.devices()[0].platform == "cpu"
+    length, side = (1 << 26, 2048) if small else (1 << 29, 8192)
+    stream = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = stream(jnp.zeros((length,), jnp.float32)).block_until_ready()
+    moved = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        x = stream(x).block_until_ready()
+        moved.append(time.perf_counter() - start)
+    del x
+    matrix = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    multiplied = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        multiplied.append(time.perf_counter() - start)
+    return Rates(2 * 4 * length / min(moved), 2 * side**3 / min(multiplied))

@@ -1,0 +1,87 @@
+"""The machine under a run: its allocator, the number of CPU devices, XLA's flags, and the cache of what it compiled."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import jaxlib
+
+from gkd_jax.config import cache_folder
+from gkd_jax.reporting.messages import say
+
+# glibc's mallopt, by its number and the environment variable that sets the same: never map a block of its own, never
+# give memory back, one heap for all threads
+_MALLOPT = {
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_ARENA_MAX": (-8, 1),
+}
+_DEVICES = 2  # of a CPU: more were never measured
+
+
+def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
+    """Prepares this process; to be called before JAX looks for devices.
+
+    On a machine without an accelerator, the memory allocator keeps what it has: XLA takes and frees the same large
+    blocks at every step, which glibc would map and unmap, and the kernel fill with zeros, each time. What the user has
+    set in the environment (`MALLOC_...`, `JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays as it is.
+
+    Args:
+      cpu_devices: how many devices the CPU counts as; "auto" for two, if there are two cores.
+      deterministic: whether a GPU must give the same bits from run to run.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if not _without_accelerator():
+        return
+    _keep_memory()
+    options: Any = jax.config
+    settled = options.jax_num_cpu_devices
+    if cpu_devices == "auto":
+        chosen = "xla_force_host_platform_device_count" in flags or settled >= 0
+        cpu_devices = None if chosen else min(_DEVICES, _cores())
+    if cpu_devices is not None and cpu_devices != settled:
+        try:
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+        except RuntimeError:  # in a notebook, say
+            say(f"cpu_devices={cpu_devices} has no effect, since JAX has started with {len(jax.devices())}")
+
+
+def keep_compiled(given: str) -> None:
+    """Keeps compiled functions between runs: always on accelerators, on CPU if a folder is named.
+
+    Args:
+      given: "auto", "off" or a path.
+    """
+    folder = cache_folder(given, "compiled")
+    if folder is None or (given == "auto" and jax.default_backend() == "cpu"):
+        return
+    # One folder for each version: compiled code of another jaxlib can crash
+    jax.config.update("jax_compilation_cache_dir", str(folder / f"jaxlib-{jaxlib.__version__}"))
+
+
+def _without_accelerator() -> bool:
+    """Returns whether JAX will find a CPU alone, without asking it."""
+    options: Any = jax.config
+    chosen = options.jax_platforms
+    if chosen:
+        return str(chosen).split(",")[0] == "cpu"
+    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
+
+
+def _cores() -> int:
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone knows what this process may use
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _keep_memory() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is None:
+        return
+    for variable, (option, value) in _MALLOPT.items():
+        if variable not in os.environ:
+            mallopt(option, value)

@@ -1,0 +1,73 @@
+"""One convolution in three forms: what is fast differs from backend to backend."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gkd_jax.models.convolution_cpu import convolve_3x3
+
+CONV_FORMS = ("matmul", "cpu", "plain")
+
+
+# A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))
+def depthwise_taps(
+    x: Float[Array, "b h w k"], kernel: Float[Array, "kh kw 1 k"], *, stride: int, padding: int
+) -> Float[Array, "b i j k"]:
+    """Returns a depthwise convolution as one shifted multiply-add for each tap of the kernel.
+
+    XLA's CPU backend runs depthwise convolutions in naive loops, 20 to 60 times slower; elsewhere the taps fuse. They
+    are summed in at least float32, as convolutions are.
+    """
+    height, width = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), wide)
+    for i in range(height):
+        for j in range(width):
+            shifted = x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+            total = total + shifted.astype(wide) * kernel[i, j][None, None].astype(wide)
+    return total.astype(x.dtype)
+
+
+def convolve(
+    x: Float[Array, "b h w k"],
+    kernel: Float[Array, "kh kw i o"],
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    form: str = "matmul",
+) -> Float[Array, "b y z o"]:
+    """Returns the convolution of `x` (NHWC) with `kernel` (HWIO, i = k / groups), zero-padded alike on all four sides.
+
+    The forms give the same values and reverse-mode gradients of every order, up to rounding:
+
+    * "matmul": 1x1 kernels multiply `[b·h·w, k]` by `[k, o]`, after a slice where strided; depthwise kernels are
+      `depthwise_taps`; everything else is `lax.conv_general_dilated`.
+    * "cpu": as "matmul", but ungrouped 3x3 kernels with a padding of 1 are `convolve_3x3`, at stride 1 and, on maps of
+      even height and width, at stride 2. These raise TypeError in forward mode (`jax.jvp`, `jax.hessian`).
+    * "plain": `lax.conv_general_dilated` throughout, which exporters and other runtimes recognise.
+    """
+    height, width, _, out = kernel.shape
+    if form != "plain" and (height, width, padding, groups) == (1, 1, 0, 1):
+        x = x[:, ::stride, ::stride]
+        # Two dimensions, since XLA's CPU backend is four times slower in the kernel's gradient with four.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], out)
+    if form != "plain" and groups == x.shape[-1] == out:
+        return depthwise_taps(x, kernel, stride=stride, padding=padding)
+    halves = stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    if form == "cpu" and (height, width, padding, groups) == (3, 3, 1, 1) and (stride == 1 or halves):
+        return convolve_3x3(x, kernel, stride=stride)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )

@@ -1,0 +1,272 @@
+"""A network's outputs on the views of the training images, each computed once and looked up ever after."""
+
+import collections
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, Int
+
+from gkd_jax.errors import UserError
+from gkd_jax.training import cost, tables
+from gkd_jax.training.shards import Shards
+
+Ask = Callable[[Int[Array, " m"]], Mapping[str, Array]]
+
+_AHEAD = 2  # batches under way while an earlier one is put away: the device has work, and memory stays bounded
+_SHARD = 128 << 20  # bytes of rows in a shard; a fill that ends earlier writes a smaller one
+_LONG = 10.0  # seconds of filling that are worth a line
+_PACED = 3, 1.0  # batches, and seconds since the first of them, which compiles, after which the pace is known
+
+
+class NotFinite(UserError):
+    """A network's outputs are NaN, or too large for float16."""
+
+
+class Cache:
+    """The outputs of one network for one run, by id = example · views + view.
+
+    Each quantity ("logits", say) has a row for every id, in float16. Ids that some quantity lacks are missing: they are
+    computed, in all quantities at once, when they are asked to be there.
+
+    Attributes:
+      tier: "device" or "host", where the rows are.
+      nbytes: of all rows, held or not.
+      from_disk: ids that needed no computing.
+      computed: ids that did.
+      seconds: spent on them.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        rows: Mapping[str, tuple[int, ...]],
+        *,
+        size: int,
+        batch: int,
+        where: Sharding,
+        device_budget: int,
+        shards: Mapping[str, Shards] | None,
+        say: Callable[[str], None],
+        waits: bool = False,
+        polled: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Takes the memory and reads what is on disk.
+
+        Args:
+          ask: jitted, ids [batch] -> float16 rows [batch, *row] by quantity.
+          rows: the shape of one row of each quantity.
+          size: number of ids, examples times views.
+          batch: ids in each call of `ask`.
+          where: the sharding of the ids that `ask` is given, and of rows on the devices: replicated.
+          device_budget: bytes that may be taken of each device; 0 for host memory.
+          shards: of each quantity that is kept on disk.
+          say: told what a user should know.
+          waits: whether a program must end before the next, `gkd_jax.training.devices.one_program_at_a_time`.
+          polled: called between batches; what it raises ends a fill, whose rows so far are kept.
+          clock: seconds from some moment on.
+
+        Raises:
+          TooLarge: if the rows fit neither the device's budget nor the host's memory.
+        """
+        shapes = dict(rows)
+        self._ask, self._rows, self._batch, self._where = ask, shapes, batch, where
+        self._shards, self._say, self._waits, self._polled = dict(shards or {}), say, waits, polled
+        self._clock = clock
+        self.nbytes = tables.nbytes(shapes, size)
+        on_device = tables.on_device(shapes, size, device_budget, where, waits)
+        self._tables = tables.on_host(shapes, size) if on_device is None else on_device
+        self.tier: Literal["device", "host"] = "host" if on_device is None else "device"
+        self._held = {name: np.zeros(size, np.bool_) for name in shapes}
+        self._queued: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._shards}
+        self.computed, self.seconds = 0, 0.0
+        for name, held in self._held.items():
+            if name in self._shards:
+                for ids, found in self._shards[name].read(np.float16, shapes[name], size):
+                    new = ~held[ids]
+                    self._tables[name].load(ids[new], found[new])
+                    held[ids] = True
+        self._whole = np.logical_and.reduce(list(self._held.values()))
+        self.from_disk = int(self._whole.sum())
+
+    @property
+    def missing(self) -> int:
+        """Number of ids that are not held in every quantity."""
+        return len(self._whole) - self.from_disk - self.computed
+
+    @property
+    def complete(self) -> bool:
+        """Whether every id is held in every quantity."""
+        return self.missing == 0
+
+    def cost(self, epochs: int, per_epoch: int, views: int) -> tuple[int, int]:
+        """Returns the forwards `(up_front, by_epoch)` that a run still takes, padding included.
+
+        Args:
+          epochs: to come.
+          per_epoch: ids looked up in an epoch, those of all seeds together.
+          views: of an example.
+        """
+        size, missing = len(self._whole), self.missing
+        lazily = cost.by_epoch(missing, size=size, views=views, epochs=epochs, per_epoch=per_epoch, batch=self._batch)
+        return cost.up_front(missing, self._batch), lazily
+
+    def choose(self, epochs: int, per_epoch: int, views: int) -> tuple[Literal["up front", "by epoch"], str]:
+        """Returns the cheaper way to fill, and a sentence that says why; arguments as for `cost`.
+
+        A tie goes to "up front", which leaves later runs a complete cache.
+        """
+        at_once, lazily = self.cost(epochs, per_epoch, views)
+        if not at_once:
+            return "up front", f"all {len(self._whole):,} views are held"
+        compared = (
+            f"{at_once:,} forwards for the {self.missing:,} views that are missing, against {lazily:,} expected for "
+            f"those that {epochs:,} epochs of {per_epoch:,} look up"
+        )
+        if at_once <= lazily:
+            return "up front", f"the cache is filled up front: {compared}"
+        return "by epoch", f"the cache is filled by epoch: {compared}"
+
+    def fill_all(self) -> None:
+        """Computes whatever is missing; see `fill`."""
+        self._compute(np.flatnonzero(~self._whole))
+
+    def fill(self, ids: Int[np.ndarray, "..."] | Int[Array, "..."]) -> None:
+        """Computes what is missing among `ids`, and writes it to disk where that is wanted.
+
+        Raises:
+          NotFinite: if a row is NaN or does not fit float16.
+        """
+        wanted = np.unique(_inside(ids, len(self._whole)))
+        self._compute(wanted[~self._whole[wanted]])
+
+    def lookup(
+        self,
+        ids: Int[np.ndarray, "..."] | Int[Array, "..."],
+        sharding: Sharding,
+        names: Collection[str] | None = None,
+    ) -> dict[str, Array]:
+        """Returns the rows of `ids` by quantity, float16 [*ids.shape, *row], on `sharding`; of `names` or of all.
+
+        Raises:
+          RuntimeError: if an id is not held, which is a mistake of the caller's.
+        """
+        places = _inside(ids, len(self._whole))
+        if lacking := int((~self._whole[places]).sum()):
+            raise RuntimeError(f"{lacking:,} of {places.size:,} ids were looked up and are not in the cache")
+        return {name: self._tables[name].get(places, sharding) for name in names or self._tables}
+
+    def _compute(self, ids: np.ndarray) -> None:
+        if not len(ids):
+            return
+        pace = _Pace(len(ids), self._batch, self._say, self._clock)
+        pending: collections.deque[Callable[[], None]] = collections.deque()
+
+        def put_away(until: int) -> None:
+            while len(pending) > until:
+                pending.popleft()()
+                pace.batch()
+
+        before = self.computed
+        try:
+            for start in range(0, len(ids), self._batch):
+                self._polled()
+                pending.append(self._dispatch(ids[start : start + self._batch]))
+                put_away(until=_AHEAD)
+        except NotFinite:
+            pending.clear()  # these would but say the same again
+            raise
+        finally:
+            try:
+                put_away(until=0)  # where asked to stop, too: what is under way is as good as there
+            finally:
+                self._write(at_least=1)
+                self.seconds += pace.end(self.computed - before)
+
+    def _dispatch(self, ids: np.ndarray) -> Callable[[], None]:
+        """Starts a batch, and returns the function that waits for it and puts it away."""
+        real = np.arange(self._batch) < len(ids)
+        padded = np.pad(ids, (0, self._batch - len(ids)), mode="edge").astype(np.int32)
+        rows = self._ask(jax.device_put(padded, self._where))
+        if self._waits:
+            jax.block_until_ready(rows)
+        # What is held stays as it is, so that memory and disk agree to the last bit
+        keeps = {name: real & ~held[padded] for name, held in self._held.items()}
+        ends = {}
+        for name, table in self._tables.items():
+            expected = (self._batch, *self._rows[name])
+            if rows[name].dtype != np.float16 or rows[name].shape != expected:
+                raise ValueError(f"{name} came as {rows[name].dtype}{rows[name].shape}, not float16{expected}")
+            ends[name] = table.put(padded, rows[name], keeps[name])
+            if self._kept(name):
+                rows[name].copy_to_host_async()
+
+        def end() -> None:
+            for name, finish in ends.items():
+                if bad := finish():
+                    raise NotFinite(
+                        f"the {name} of {bad} of {len(ids)} views are NaN or beyond 65504: this network does not fit "
+                        "float16; use teacher.cache=none"
+                    )
+            for name, keep in keeps.items():
+                if self._kept(name):
+                    self._queued[name].append((padded[keep], np.asarray(rows[name])[keep]))
+                self._held[name][padded[keep]] = True
+            self._whole[ids] = True
+            self.computed += len(ids)
+            self._write(at_least=_SHARD)
+
+        return end
+
+    def _kept(self, name: str) -> bool:
+        return name in self._shards and self._shards[name].writable
+
+    def _write(self, at_least: int) -> None:
+        """Writes a shard for each quantity of which as many bytes wait."""
+        for name, queued in self._queued.items():
+            if sum(rows.nbytes for _, rows in queued) >= at_least:
+                ids, rows = (np.concatenate(parts) for parts in zip(*queued, strict=True))
+                self._shards[name].write(ids, rows)
+                queued.clear()
+
+
+class _Pace:
+    """Says near the beginning of a long fill how long it will take, and at its end how long it took."""
+
+    def __init__(self, total: int, batch: int, say: Callable[[str], None], clock: Callable[[], float]):
+        self._total, self._batches, self._say, self._clock = total, -(-total // batch), say, clock
+        self._started = self._first = clock()
+        self._done, self._paced, self._long = 0, False, False
+
+    def batch(self) -> None:
+        """Counts a batch that is put away."""
+        self._done += 1
+        now = self._clock()
+        if self._done == 1:
+            self._first = now
+        if self._paced or self._done < _PACED[0] or now - self._first < _PACED[1]:
+            return
+        self._paced = True
+        left = (now - self._first) / (self._done - 1) * (self._batches - self._done)
+        if now - self._started + left >= _LONG:
+            self._long = True
+            self._say(f"{self._total:,} views are computed for the cache, in about {left:,.0f} s from now")
+
+    def end(self, count: int) -> float:
+        """Returns the seconds since the beginning, in which `count` views were computed."""
+        seconds = self._clock() - self._started
+        if self._long:
+            self._say(f"{count:,} views computed in {seconds:,.0f} s, {count / seconds:,.0f} a second")
+        return seconds
+
+
+def _inside(ids: np.ndarray | Array, size: int) -> np.ndarray:
+    """Returns ids on the host; raises `RuntimeError` if any is none."""
+    places = np.asarray(ids)
+    if places.size and not (places.min() >= 0 and places.max() < size):
+        raise RuntimeError(f"ids are {places.min()} to {places.max()}, and there are but 0 to {size - 1}")
+    return places

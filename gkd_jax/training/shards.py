@@ -1,0 +1,174 @@
+"""Rows on disk by id, in files that are added and never changed: what one run computed, the next one reads.
+
+A folder holds any number of shards. Each is an uncompressed npz of `ids` and `rows`, written under a temporary name and
+then renamed, and has a name that no other process can choose: runs that share the folder need no lock. What is here can
+always be computed anew, so nothing that happens to these files stops a run; it is said, once.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from gkd_jax.errors import UserError
+from gkd_jax.reporting import files
+
+DESCRIPTION = "describe.json"
+_ABANDONED = 3600.0  # seconds after which nobody is still writing a file
+
+
+def key(**facts: Any) -> str:
+    """Returns 32 hexadecimal digits that stand for all of `facts`, whatever their order.
+
+    Raises:
+      TypeError: if a fact is nothing that JSON can hold.
+      ValueError: if a fact is NaN or infinite.
+    """
+    content = json.dumps(facts, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class _Damaged(Exception):
+    """A file is not what `Shards.write` left there."""
+
+
+class Shards:
+    """The rows in one folder.
+
+    Attributes:
+      folder: where they are; created by the first `write`.
+      writable: whether the next `write` will try.
+    """
+
+    def __init__(self, folder: pathlib.Path, say: Callable[[str], None]):
+        """Looks at nothing yet.
+
+        Args:
+          folder: one for each kind of rows.
+          say: told what could not be written or read.
+        """
+        self.folder = folder
+        self.writable = True
+        self._say = say
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Writes beside the shards, once, what they hold, for a person who finds them."""
+        path = self.folder / DESCRIPTION
+        if not self.writable or path.exists():
+            return
+        try:
+            files.write_json(path, facts)
+        except UserError as error:
+            self._give_up(str(error))
+
+    def write(self, ids: Int[np.ndarray, " m"], rows: Shaped[np.ndarray, "m ..."]) -> bool:
+        """Adds a shard, whole or not at all.
+
+        Args:
+          ids: each at most once.
+          rows: one for each id.
+
+        Returns:
+          Whether the rows are on the disk. After the first failure nothing more is tried.
+        """
+        if not self.writable or not len(ids):
+            return self.writable
+        stem = f"shard-{os.getpid()}-{uuid.uuid4().hex}"
+        temporary = self.folder / f".{stem}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    np.savez(file, ids=ids, rows=rows)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / f"{stem}.npz")
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self._give_up(str(files.cannot_write(self.folder, error)))
+        return self.writable
+
+    def read(self, dtype: Any, shape: tuple[int, ...], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields `(ids, rows)` of every whole shard, and removes the others.
+
+        A file that the system will not let us read is named and left alone: it may be whole.
+
+        Args:
+          dtype: of the rows.
+          shape: of one row.
+          size: ids are 0 to `size - 1`.
+        """
+        self._sweep()
+        for path in sorted(self.folder.glob("shard-*.npz")):
+            try:
+                found = _load(path, np.dtype(dtype), shape, size)
+            except FileNotFoundError:  # removed by another run since it was listed
+                continue
+            except OSError as error:
+                self._say(f"cannot read {path}: {error.strerror or error}; its rows are computed anew")
+                continue
+            except _Damaged as damage:
+                self._say(f"{path} is {self._removed(path)}: {damage}; its rows are computed anew")
+                continue
+            yield found
+
+    def _removed(self, path: pathlib.Path) -> str:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            return f"not used, and cannot be removed ({error.strerror or error})"
+        return "removed"
+
+    def _sweep(self) -> None:
+        """Removes what runs that were killed had half written."""
+        for path in self.folder.glob(".shard-*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+
+    def _give_up(self, reason: str) -> None:
+        self.writable = False
+        self._say(f"{reason}; what is computed from here on is not kept for the next run")
+
+
+def _load(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                ids, rows = _member(archive, "ids"), _member(archive, "rows")
+        except MemoryError:
+            raise
+        # A damaged file may lead `zipfile` anywhere: a wrong offset, another compression, a password, an invalid seek
+        except Exception as error:
+            raise _Damaged(f"it is damaged or cut short ({type(error).__name__}: {error})") from error
+    if ids.dtype.kind != "i" or ids.ndim != 1:
+        raise _Damaged(f"its ids are {ids.dtype}{list(ids.shape)}")
+    if rows.dtype != dtype or rows.shape != (len(ids), *shape):
+        raise _Damaged(f"its rows are {rows.dtype}{list(rows.shape)}, not {dtype}{[len(ids), *shape]}")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        raise _Damaged(f"its ids are {ids.min()} to {ids.max()}, and there are but 0 to {size - 1}")
+    # Ids that ascend, as a cache writes them, need not be sorted
+    if not (ids[1:] > ids[:-1]).all() and len(np.unique(ids)) != len(ids):
+        raise _Damaged("it holds an id twice")
+    if not np.isfinite(rows).all():
+        raise _Damaged("it holds NaN or infinity")
+    return ids, rows
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    # `read` compares the checksum before anything is made of the bytes; `np.load` would believe a damaged header first
+    content = io.BytesIO(archive.read(f"{name}.npy"))
+    return np.lib.format.read_array(content, allow_pickle=False)

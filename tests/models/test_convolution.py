@@ -1,0 +1,248 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_nets
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from gkd_jax.models.convolution import CONV_FORMS, convolve, depthwise_taps
+
+# Kernel side, channels in, channels out, groups: pointwise, depthwise, dense.
+KERNELS = {
+    "pointwise": (1, 3, 5, 1),
+    "depthwise": (3, 4, 4, 4),
+    "dense": (3, 3, 2, 1),
+    "folded": (3, 9, 8, 1),
+    "large": (5, 3, 2, 1),
+    "grouped": (1, 4, 6, 2),
+}
+
+# Height, width, channels in, channels out, stride of what the form "cpu" derives by its own rules.
+DENSE = [
+    (6, 4, 3, 16, 1),  # the stem
+    (4, 6, 16, 16, 1),
+    (3, 2, 8, 16, 1),
+    (5, 4, 16, 8, 1),
+    (4, 5, 16, 16, 1),
+    (5, 3, 5, 7, 1),
+    (4, 4, 32, 32, 1),
+    (1, 1, 5, 7, 1),
+    (1, 2, 16, 16, 1),
+    (4, 6, 3, 16, 2),
+    (6, 4, 16, 32, 2),
+    (4, 2, 5, 7, 2),
+    (2, 2, 16, 16, 2),
+]
+
+
+def of_size(height, width, kernel_shape, groups=1):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(2, height, width, kernel_shape[2] * groups)), rng.normal(size=kernel_shape)
+
+
+def operands(kind, side=5):
+    size, channels_in, channels_out, groups = KERNELS[kind]
+    return *of_size(side, side + 1, (size, size, channels_in // groups, channels_out), groups), groups
+
+
+def plain(x, kernel, stride, groups=1):
+    padding = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def jaxpr(x, kernel, **options):
+    return str(jax.make_jaxpr(functools.partial(convolve, form="cpu", **options))(x, kernel))
+
+
+@pytest.mark.parametrize("form", CONV_FORMS)
+@pytest.mark.parametrize(("kind", "stride"), [*itertools.product(KERNELS, (1, 2))])
+def test_convolution_equals_sliding_the_kernel(x64, form, kind, stride):
+    for side in (5, 6):  # strides meet an odd and an even side differently
+        x, kernel, groups = operands(kind, side)
+        padding = kernel.shape[0] // 2
+        y = convolve(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding, groups=groups, form=form)
+        np.testing.assert_allclose(y, numpy_nets.conv(x, kernel, stride, groups), atol=1e-13)
+
+
+def check_derivatives(x, kernel, stride, groups, form, orders=2):
+    """Compares value and reverse gradients with those of `lax.conv_general_dilated`, to 1e-12 of the largest."""
+
+    def rewritten(x, kernel):
+        return convolve(x, kernel, stride=stride, padding=kernel.shape[0] // 2, groups=groups, form=form)
+
+    def derivatives(conv):
+        found, gradient = [conv], jax.grad(lambda *a: jnp.sum(jnp.sin(conv(*a) / 4)), (0, 1))
+        for _ in range(orders):
+            found.append(gradient)
+            # As in gradient matching: a function of the gradients, differentiated in reverse again.
+            gradient = jax.grad(lambda *a, f=gradient: sum(jnp.sum(g**3) for g in f(*a)), (0, 1))
+        return lambda x, kernel: [f(x, kernel) for f in found]
+
+    @jax.jit
+    def both(x, kernel):
+        return derivatives(rewritten)(x, kernel), derivatives(lambda *a: plain(*a, stride, groups))(x, kernel)
+
+    for ours, theirs in zip(*(jax.tree.leaves(side) for side in both(x, kernel)), strict=True):
+        largest = np.abs(theirs).max()
+        assert largest > 0.1
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * largest)
+
+
+@pytest.mark.parametrize(("kind", "stride"), [*itertools.product(("pointwise", "depthwise"), (1, 2))])
+def test_derivatives_of_products_and_taps(x64, kind, stride):
+    x, kernel, groups = operands(kind)
+    check_derivatives(x, kernel, stride, groups, "matmul")
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "out", "stride"), DENSE)
+def test_derivatives_of_dense_convolutions(x64, height, width, channels, out, stride):
+    x, kernel = of_size(height, width, (3, 3, channels, out))
+    assert "convolve_3x3" in jaxpr(x, kernel, stride=stride, padding=1)
+    check_derivatives(x, kernel, stride, 1, "cpu")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_third_derivatives(x64, stride):
+    check_derivatives(*of_size(2, 4, (3, 3, 8, 9)), stride, 1, "cpu", orders=3)
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel_shape", "options"),
+    [
+        ((4, 5), (3, 3, 2, 2), {"stride": 2, "padding": 1}),
+        ((5, 4), (3, 3, 2, 2), {"stride": 2, "padding": 1}),
+        ((6, 6), (3, 3, 2, 2), {"stride": 3, "padding": 1}),
+        ((4, 4), (3, 3, 2, 2), {"stride": 1, "padding": 0}),
+        ((4, 4), (3, 3, 2, 2), {"stride": 1, "padding": 2}),
+        ((4, 4), (3, 3, 2, 4), {"stride": 1, "padding": 1, "groups": 2}),
+        ((4, 4), (5, 5, 2, 2), {"stride": 1, "padding": 1}),
+        ((4, 4), (3, 1, 2, 2), {"stride": 1, "padding": 1}),
+    ],
+)
+def test_other_convolutions_are_plain(side, kernel_shape, options):
+    x, kernel = of_size(*side, kernel_shape, options.get("groups", 1))
+    text = jaxpr(x, kernel, **options)
+    assert "convolve_3x3" not in text
+    assert "conv_general_dilated[" in text
+
+
+def test_pairs_of_neighbours_are_for_few_channels():
+    def paired(width, channels, out):
+        return "window_strides=(1, 2)" in jaxpr(*of_size(4, width, (3, 3, channels, out)), padding=1)
+
+    assert paired(4, 16, 16)
+    assert paired(4, 8, 16)
+    assert not paired(5, 16, 16)  # the last one has no neighbour
+    assert not paired(4, 3, 16)
+    assert not paired(4, 16, 32)
+
+
+def test_depthwise_taps_sum_in_float32():
+    x, kernel, _ = operands("depthwise")
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    exact = depthwise_taps(x.astype(jnp.float32), kernel.astype(jnp.float32), stride=1, padding=1)
+    ours = depthwise_taps(x, kernel, stride=1, padding=1)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weight_gradients_sum_in_float32(stride):
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in of_size(16, 16, (3, 3, 2, 3)))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: jnp.sum(convolve(x, k, stride=stride, padding=1, form="cpu")), 0)(kernel)
+
+    ours = gradient(x, kernel)
+    assert ours.dtype == jnp.bfloat16
+    # The gradient of a sum is exact in both: ones times what bfloat16 holds. Only the result is rounded.
+    exact = gradient(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8)
+    text = str(jax.make_jaxpr(gradient)(x, kernel))
+    assert "preferred_element_type=float32" in text  # some backends would sum in it unasked
+
+
+def loss(form, x, kernels):
+    """A network of the stem, a paired and a strided convolution."""
+    for kernel, stride in zip(kernels, (1, 1, 2), strict=True):
+        x = jnp.tanh(convolve(x, kernel, stride=stride, padding=1, form=form))
+    return jnp.mean(jnp.square(x))
+
+
+def network(key, images=4):
+    keys = jax.random.split(key, 4)
+    x = jax.random.normal(keys[0], (images, 4, 4, 3))
+    shapes = ((3, 8), (8, 8), (8, 4))
+    return x, [jax.random.normal(k, (3, 3, *s)) / 4 for k, s in zip(keys[1:], shapes, strict=True)]
+
+
+def equal(ours, theirs, tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("kernels_too", [False, True])
+def test_mapped_over(x64, key, kernels_too):
+    x, kernels = network(key, 6)
+    x = x.reshape(2, 3, *x.shape[1:])
+    stacked = [jnp.stack([k, 2 * k[::-1]]) for k in kernels] if kernels_too else kernels
+
+    @jax.jit
+    def both(x, kernels):
+        ours = jax.vmap(jax.value_and_grad(functools.partial(loss, "cpu"), (0, 1)), (0, 0 if kernels_too else None))
+        theirs = [
+            jax.value_and_grad(functools.partial(loss, "plain"), (0, 1))(
+                x[i], [k[i] for k in kernels] if kernels_too else kernels
+            )
+            for i in range(2)
+        ]
+        return ours(x, kernels), jax.tree.map(lambda *a: jnp.stack(a), *theirs)
+
+    equal(*both(x, stacked), 1e-12)
+
+
+def test_in_a_loop_of_steps(x64, key):
+    x, kernels = network(key)
+
+    def descend(form, kernels):
+        value, gradient = jax.value_and_grad(functools.partial(loss, form, x))(kernels)
+        return jax.tree.map(lambda k, g: k - g, kernels, gradient), value
+
+    @jax.jit
+    def in_a_loop(kernels):
+        return jax.lax.scan(lambda kernels, _: descend("cpu", kernels), kernels, length=3)
+
+    step, losses, one_by_one = jax.jit(functools.partial(descend, "plain")), [], kernels
+    for _ in range(3):
+        one_by_one, value = step(one_by_one)
+        losses.append(value)
+    equal(in_a_loop(kernels), (one_by_one, jnp.stack(losses)), 1e-12)
+
+
+def test_a_batch_on_two_devices(key):
+    x, kernels = network(key)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, sharded = NamedSharding(mesh, jax.P()), NamedSharding(mesh, jax.P("data"))
+    gradient = jax.value_and_grad(functools.partial(loss, "cpu"), 1)
+    step = jax.jit(gradient, in_shardings=(sharded, everywhere), out_shardings=everywhere)
+    ours = jax.block_until_ready(step(jax.device_put(x, sharded), jax.device_put(kernels, everywhere)))
+    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(ours))
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, jax.eval_shape(gradient, x, kernels))
+    equal(ours, jax.jit(jax.value_and_grad(functools.partial(loss, "plain"), 1))(x, kernels), 1e-5)
+
+
+def test_forward_mode_is_refused(key):
+    x, kernels = network(key)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: loss("cpu", x, kernels), (x,), (x,))

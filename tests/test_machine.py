@@ -1,0 +1,57 @@
+"""What is settled before JAX starts, seen from processes of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LOOK = """
+import ctypes, os
+called = []
+real = ctypes.CDLL
+class Library:
+    def __init__(self, name): pass
+    def mallopt(self, option, value): called.append((option, value))
+ctypes.CDLL = lambda name, *a, **k: Library(name) if name is None else real(name, *a, **k)
+from gkd_jax import machine
+machine.prepare({given})
+ctypes.CDLL = real
+import jax
+print(len(jax.devices()), sorted(called), os.environ.get("XLA_FLAGS"))
+"""
+ALL = [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
+
+
+def look(given="", **variables):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    env = {**inherited, "JAX_PLATFORMS": "cpu", **variables}
+    found = subprocess.run(
+        [sys.executable, "-c", LOOK.replace("{given}", given)], env=env, capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
+
+
+@pytest.mark.slow
+def test_two_devices_and_an_allocator_that_keeps_its_memory():
+    cores = min(2, len(os.sched_getaffinity(0)))
+    assert look() == f"{cores} {ALL} None"
+    assert look("3") == f"3 {ALL} None"
+    assert look("1, deterministic=True") == f"1 {ALL} --xla_gpu_deterministic_ops=true"
+
+
+@pytest.mark.slow
+def test_what_the_user_has_set_stays():
+    assert look(JAX_NUM_CPU_DEVICES="3") == f"3 {ALL} None"
+    flag = "--xla_force_host_platform_device_count=4"
+    assert look(XLA_FLAGS=flag).startswith("4 ")
+    assert look(MALLOC_ARENA_MAX="2", JAX_NUM_CPU_DEVICES="1") == f"1 {ALL[1:]} None"
+
+
+@pytest.mark.slow
+def test_a_number_of_devices_that_comes_too_late_is_told():
+    code = "import jax; n = len(jax.devices()); from gkd_jax import machine; machine.prepare(3); print(n)"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n"
+    assert "cpu_devices=3 has no effect, since JAX has started with 1" in found.stderr
