@@ -26,6 +26,9 @@ NO_CACHE = "none"
 CACHES = (NO_CACHE, "logits", "embedding", "gradients")
 """What of the teacher is kept: each holds what stands before it."""
 
+# Fields that older runs have not, with the value that means what these did: they are then the same runs.
+_ADDED: dict[str, Any] = {"seeds": [], "seeds_share_batches": False, "batch_seed": None, "teacher.cache": NO_CACHE}
+
 # Fields that change nothing about the result, and so do not make a run another run.
 _NEUTRAL = (
     "compilation_cache",
@@ -202,12 +205,12 @@ _OPTIMIZER = {
 }
 
 
-def _auto_or(low: float, *kinds: type) -> tuple[Callable[[Any], bool], str]:
+def _auto_or(low: float, what: str, *kinds: type) -> tuple[Callable[[Any], bool], str]:
     def allowed(value: Any) -> bool:
         number = isinstance(value, kinds) and not isinstance(value, bool)
         return value == "auto" or (number and low <= value < math.inf)
 
-    return allowed, f"'auto' or {'a whole number' if kinds == (int,) else 'a number'}, {low} or above"
+    return allowed, f"'auto' or {what}, {low} or above"
 
 
 def _seeds(value: Any) -> bool:
@@ -215,6 +218,7 @@ def _seeds(value: Any) -> bool:
     return whole and len({*value}) == len(value)
 
 
+_folder: tuple[Callable[[Any], bool], str] = (lambda v: bool(v.strip()), "'auto', 'off' or the path of a folder")
 # Fields that are a number or "auto"
 _AUTO = ("steps_per_call", "cpu_devices", "teacher.cache_memory")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -222,8 +226,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seeds": (_seeds, "different whole numbers from 0 to 2^32 - 1, such as (0, 1, 2, 3)"),
     "seed_strategy": _one_of(*SEED_STRATEGIES),
     "batch_seed": (lambda v: v is None or _seeds((v,)), "a whole number from 0 to 2^32 - 1"),
-    "steps_per_call": _auto_or(1, int),
-    "cpu_devices": _auto_or(1, int),
+    "steps_per_call": _auto_or(1, "a whole number", int),
+    "cpu_devices": _auto_or(1, "a whole number", int),
     "epochs": _between(1, 10**6),
     "batch_size": _between(1, 10**6),
     "dtype": _one_of("auto", "float32", "bfloat16"),
@@ -235,8 +239,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "teacher.epochs": _between(1, 10**6),
     "teacher.batch_size": _between(1, 10**6),
     "teacher.seed": _between(0, 2**32 - 1),
+    "compilation_cache": _folder,
     "teacher.cache": _one_of(*CACHES),
-    "teacher.cache_memory": _auto_or(0, int, float),
+    "teacher.cache_dir": _folder,
+    "teacher.cache_memory": _auto_or(0, "a number of gigabytes", int, float),
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
     **{f"teacher.optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
 }
@@ -358,7 +364,11 @@ def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that make a run what it is, by dotted path: all but logging and paths of caches."""
-    return {path: value for path, value in leaves(to_json(resolved)) if path not in _NEUTRAL}
+    return {
+        path: value
+        for path, value in leaves(to_json(resolved))
+        if path not in _NEUTRAL and not (path in _ADDED and value == _ADDED[path])
+    }
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from gkd_jax.reporting.messages import say
 # give memory back, one heap for all threads
 _MALLOPT = {
     "MALLOC_MMAP_MAX_": (-4, 0),
-    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": (-1, -1),
     "MALLOC_ARENA_MAX": (-8, 1),
 }
 _DEVICES = 2  # of a CPU: more were never measured

@@ -207,9 +207,9 @@ DEFAULT = "from gkd_jax import config\n\n\ndef get_config():\n    c = config.def
             r"bad.py: unknown term 'kdd' \(did you mean 'kd'\?\)",
         ),
         (
-            "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'seeds': 3})\n",
+            "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'sede': 3})\n",
             "",
-            r"unknown configuration field 'seeds' \(did you mean 'seed'\?\)",
+            r"unknown configuration field 'sede' \(did you mean 'seed'\?\)",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import pathlib
 
 import ml_collections
 import numpy as np
@@ -99,6 +100,19 @@ def test_the_default_configuration_is_valid():
         ("optimizer.warmup", "five", "a duration such as '5ep', '2%' or 300, not 'five'"),
         ("optimizer.drops", ("150ep", "later"), r"durations such as \('150ep', '75%'\), not \('150ep', 'later'\)"),
         ("teacher.optimizer.factor", -0.1, "between 0 and 1, not -0.1"),
+        ("seeds", (0, 0), r"different whole numbers from 0 to 2\^32 - 1, such as \(0, 1, 2, 3\), not \(0, 0\)"),
+        ("seeds", (0, -1), "different whole numbers"),
+        ("seeds", (0, 0.5), "different whole numbers"),
+        ("seed_strategy", "scan", "one of 'auto', 'vmap', 'shard', 'unroll', not 'scan'"),
+        ("batch_seed", -1, "a whole number from 0 to"),
+        ("steps_per_call", 0, "'auto' or a whole number, 1 or above, not 0"),
+        ("steps_per_call", "many", "'auto' or a whole number"),
+        ("cpu_devices", 1.5, "'auto' or a whole number, 1 or above, not 1.5"),
+        ("compilation_cache", "", "'auto', 'off' or the path of a folder, not ''"),
+        ("teacher.cache", "tokens", "one of 'none', 'logits', 'embedding', 'gradients', not 'tokens'"),
+        ("teacher.cache_memory", "2GB", "'auto' or a number of gigabytes, 0 or above, not '2GB'"),
+        ("teacher.cache_memory", -1, "'auto' or a number of gigabytes"),
+        ("teacher.cache_dir", " ", "'auto', 'off' or the path of a folder, not ' '"),
         ("teacher.optimizer.warmup", "-1", "a duration such as"),
     ],
 )
@@ -278,6 +292,17 @@ def test_the_hash_ignores_neutral_fields_and_nothing_else(resolved):
             same.add(path)
         assert bool(config.differences(changed, resolved)) == (path not in NEUTRAL), path
     assert same == set(NEUTRAL)
+
+
+def test_a_run_from_before_a_field_is_the_same_run_with_the_value_it_then_had(resolved):
+    """A record that is committed, whose configuration knows neither seeds nor a cache."""
+    folder = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "cifar10-resnet20-resnet8-3ep"
+    old = json.loads((folder / "config.json").read_text())
+    assert "seeds" not in old
+    assert config.config_hash(old) == json.loads((folder / "summary.json").read_text())["config_hash"]
+    now = {**old, "seeds": [], "seeds_share_batches": False, "batch_seed": None}
+    assert config.differences(now, old) == []
+    assert config.differences({**now, "seeds": [0, 1]}, old) == ["seeds: None -> [0, 1]"]
 
 
 def test_the_hash_does_not_depend_on_the_order_of_fields(resolved):

@@ -20,7 +20,7 @@ ctypes.CDLL = real
 import jax
 print(len(jax.devices()), sorted(called), os.environ.get("XLA_FLAGS"))
 """
-ALL = [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
+ALL = [(-8, 1), (-4, 0), (-1, -1)]
 
 
 def look(given="", **variables):

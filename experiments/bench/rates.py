@@ -1,5 +1,10 @@
-"""What the machine can do at most: the two rates that a roofline is made of."""
+"""What the machine can do at most: the two rates that a roofline is made of.
 
+python -m experiments.bench.rates DTYPE
+"""
+
+import json
+import sys
 import time
 from typing import NamedTuple
 
@@ -42,3 +47,15 @@ def measure(dtype: str) -> Rates:
         product(matrix, matrix).block_until_ready()
         multiplied.append(time.perf_counter() - start)
     return Rates(2 * 4 * length / min(moved), 2 * side**3 / min(multiplied))
+
+
+def main() -> None:
+    """Prints the platform and its rates; a process of its own gives back all that it took of the device."""
+    platform, dtype = jax.devices()[0].platform, sys.argv[1]
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    sys.stdout.write(json.dumps({"platform": platform, "rates": measure(dtype)._asdict()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

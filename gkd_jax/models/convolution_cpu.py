@@ -22,6 +22,10 @@ Halves = Float[Array, "b i j k"]  # as large as the images where the stride is 1
 Kernel = Float[Array, "3 3 c k"]
 _Residuals = tuple[Array, Array]
 
+# Up to so many channels the copies of an outer product cost more than a convolution with a large window. That holds for
+# a device with one thread, as two devices on two cores are; and outside of loops, where such windows are slow.
+_FEW = 32
+
 
 # A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
 @functools.partial(jax.jit, static_argnames="stride")
@@ -71,10 +75,16 @@ def _input_gradient(stride: int, dy: Halves, kernel: Kernel) -> Images:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weight_gradient(stride: int, x: Images, dy: Halves) -> Kernel:
-    # Without it, BatchNorm and ReLU would be computed again for each of the copies.
+    # Without it, BatchNorm and ReLU would be computed again in each of the copies, in the order of the copy.
     x, dy = lax.optimization_barrier((x, dy))
     channels, out = x.shape[3], dy.shape[3]
     height, width = dy.shape[1:3]
+    if stride == 1 and max(channels, out) <= _FEW and min(channels, out) >= 8:
+        transposed = jax.linear_transpose(
+            lambda kernel: _convolve(x, kernel, (1, 1), ((1, 1), (1, 1))),
+            jax.ShapeDtypeStruct((3, 3, channels, out), x.dtype),
+        )
+        return transposed(dy)[0]
     if stride == 1:
         # One outer product of three copies of x, shifted along a row, with three of dy, shifted along a column, has
         # all nine taps: half the copying of nine copies of x.

@@ -18,6 +18,7 @@ Numbers = Any  # a sequence or array of numbers
 _STAGES = (("growth", "#eff3f8"), ("rapid", "#dfe9f3"), ("saturation", "#eef3ee"))
 _MARK: dict[str, Any] = {"marker": "o", "markersize": 7.5, "markeredgecolor": "white", "linestyle": ""}
 _DOTTED = (0, (1, 1.2))
+_ACCURACIES = {"training": "train_accuracy", "validation": "val_accuracy"}
 _OTHERS = (PALETTE[4], PALETTE[2], PALETTE[3], PALETTE[5])
 
 
@@ -126,6 +127,8 @@ def plot_losses(path: Path, records: Records) -> None:
 def plot_accuracies(path: Path, records: Records, others: Mapping[str, SupportsFloat | Records] | None = None) -> None:
     """Draws training and validation accuracy over the epochs, beside those of other networks.
 
+    The mean over several seeds has a band of one standard deviation to either side.
+
     Args:
       path: of the PNG file.
       records: of the distilled student, as for `JsonlWriter`; epochs without validation leave no gap.
@@ -136,23 +139,21 @@ def plot_accuracies(path: Path, records: Records, others: Mapping[str, SupportsF
       UserError: if the file cannot be written.
     """
     epochs = [record["epoch"] for record in records]
-    train, val = _series(records, "train_accuracy"), _series(records, "val_accuracy")
-    drawn = [train, val]
     with figures.saved(path, 8.0, 4.6) as figure:
         axes = figure.subplots()
-        _accuracy(axes, epochs, train, "student, training", PALETTE[0], linestyle=_DOTTED, zorder=3)
-        _accuracy(axes, epochs, val, "student, validation", PALETTE[0], zorder=4)
+        drawn = [
+            _accuracy(axes, records, "training", "student", PALETTE[0], linestyle=_DOTTED, zorder=3),
+            _accuracy(axes, records, "validation", "student", PALETTE[0], zorder=4),
+        ]
         for i, (name, other) in enumerate((others or {}).items()):
             shade = _OTHERS[i % len(_OTHERS)]
             if isinstance(other, Sequence):
-                part, values = "validation", _series(other, "val_accuracy")
-                if not np.isfinite(values).any():
-                    part, values = "training", _series(other, "train_accuracy")
-                _accuracy(axes, [record["epoch"] for record in other], values, f"{name}, {part}", shade)
+                validated = np.isfinite(_series(other, _ACCURACIES["validation"])).any()
+                drawn.append(_accuracy(axes, other, "validation" if validated else "training", name, shade))
             else:
-                values = np.asarray([float(other)])
-                axes.axhline(values[0], color=shade, linestyle=(0, (5, 2)), label=f"{name}, test: {values[0]:.1%}")
-            drawn.append(values)
+                level = float(other)
+                axes.axhline(level, color=shade, linestyle=(0, (5, 2)), label=f"{name}, test: {level:.1%}")
+                drawn.append(np.asarray([level]))
         finite = np.concatenate(drawn)
         finite = finite[np.isfinite(finite)]
         if finite.size:
@@ -180,11 +181,21 @@ def _line(values: np.ndarray, colour: str) -> dict[str, Any]:
     return {"color": colour, "marker": "o" if np.isfinite(values).sum() <= 12 else None}
 
 
-def _accuracy(axes: Axes, epochs: Sequence[int], values: np.ndarray, name: str, colour: str, **style: Any) -> None:
+def _accuracy(axes: Axes, records: Records, part: str, name: str, colour: str, **style: Any) -> np.ndarray:
+    """Draws the accuracy on the images of a `part`, with its deviation if any; returns what there must be room for."""
+    epochs, values = np.asarray([record["epoch"] for record in records]), _series(records, _ACCURACIES[part])
     there = np.isfinite(values)
-    if there.any():
-        label = f"{name}: {values[there][-1]:.1%} at the end"
-        axes.plot(np.asarray(epochs)[there], values[there], label=label, **_line(values, colour) | style)
+    if not there.any():
+        return values
+    epochs, values, deviation = epochs[there], values[there], _series(records, "std", _ACCURACIES[part])[there]
+    spread = f" ± {100 * deviation[-1]:.1f}" if np.isfinite(deviation[-1]) else ""
+    label = f"{name}, {part}: {100 * values[-1]:.1f}{spread}% at the end"
+    axes.plot(epochs, values, label=label, **_line(values, colour) | style)
+    if not np.isfinite(deviation).any():
+        return values
+    low, high = values - deviation, values + deviation
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+    return np.concatenate([values, low, high])
 
 
 def _equal_curves(curves: Mapping[str, np.ndarray]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """A network's outputs on the views of the training images, each computed once and looked up ever after."""
 
 import collections
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal
@@ -8,18 +9,18 @@ from typing import Literal
 import jax
 import numpy as np
 from jax.sharding import Sharding
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Int32
 
 from gkd_jax.errors import UserError
 from gkd_jax.training import cost, tables
-from gkd_jax.training.shards import Shards
+from gkd_jax.training.pace import Pace
+from gkd_jax.training.shards import Shards, Writer, room
 
-Ask = Callable[[Int[Array, " m"]], Mapping[str, Array]]
+Ask = Callable[[Int32[np.ndarray, " m"]], Mapping[str, Array]]
 
 _AHEAD = 2  # batches under way while an earlier one is put away: the device has work, and memory stays bounded
 _SHARD = 128 << 20  # bytes of rows in a shard; a fill that ends earlier writes a smaller one
-_LONG = 10.0  # seconds of filling that are worth a line
-_PACED = 3, 1.0  # batches, and seconds since the first of them, which compiles, after which the pace is known
+_ID = 4  # bytes of an id on disk
 
 
 class NotFinite(UserError):
@@ -34,7 +35,8 @@ class Cache:
 
     Attributes:
       tier: "device" or "host", where the rows are.
-      nbytes: of all rows, held or not.
+      nbytes: of all rows in memory, held or not.
+      on_disk: bytes that all rows take there in the end; 0 where they are not kept.
       from_disk: ids that needed no computing.
       computed: ids that did.
       seconds: spent on them.
@@ -58,16 +60,16 @@ class Cache:
         """Takes the memory and reads what is on disk.
 
         Args:
-          ask: jitted, ids [batch] -> float16 rows [batch, *row] by quantity.
+          ask: starts to compute, ids [batch] -> float16 rows [batch, *row] by quantity.
           rows: the shape of one row of each quantity.
           size: number of ids, examples times views.
           batch: ids in each call of `ask`.
-          where: the sharding of the ids that `ask` is given, and of rows on the devices: replicated.
+          where: the sharding of rows on the devices: replicated.
           device_budget: bytes that may be taken of each device; 0 for host memory.
           shards: of each quantity that is kept on disk.
           say: told what a user should know.
           waits: whether a program must end before the next, `gkd_jax.training.devices.one_program_at_a_time`.
-          polled: called between batches; what it raises ends a fill, whose rows so far are kept.
+          polled: called between batches and shards; what it raises ends a fill, whose rows so far are kept.
           clock: seconds from some moment on.
 
         Raises:
@@ -78,20 +80,47 @@ class Cache:
         self._shards, self._say, self._waits, self._polled = dict(shards or {}), say, waits, polled
         self._clock = clock
         self.nbytes = tables.nbytes(shapes, size)
-        on_device = tables.on_device(shapes, size, device_budget, where, waits)
+        on_device = tables.on_device(shapes, size, device_budget, where, waits, say)
         self._tables = tables.on_host(shapes, size) if on_device is None else on_device
         self.tier: Literal["device", "host"] = "host" if on_device is None else "device"
         self._held = {name: np.zeros(size, np.bool_) for name in shapes}
         self._queued: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._shards}
         self.computed, self.seconds = 0, 0.0
-        for name, held in self._held.items():
-            if name in self._shards:
-                for ids, found in self._shards[name].read(np.float16, shapes[name], size):
-                    new = ~held[ids]
-                    self._tables[name].load(ids[new], found[new])
-                    held[ids] = True
+        self._read()
         self._whole = np.logical_and.reduce(list(self._held.values()))
         self.from_disk = int(self._whole.sum())
+        self.on_disk = self._settle_disk()
+
+    def _read(self) -> None:
+        """Loads what is on disk."""
+        total = sum(shards.nbytes for shards in self._shards.values())
+        pace = Pace(total, lambda left: self._say(_reading(total, left)), self._clock)
+        for name, shards in self._shards.items():
+            held = self._held[name]
+            self._polled()
+            for ids, found in shards.read(np.float16, self._rows[name], len(held)):
+                new = ~held[ids]
+                self._tables[name].load(ids[new], found[new])
+                held[ids] = True
+                pace.did(ids.nbytes + found.nbytes)
+                self._polled()
+
+    def _settle_disk(self) -> int:
+        """Returns what all rows take on disk; gives the disk up, in one line, if what is missing does not fit."""
+        if not self._shards:
+            return 0
+        row = {name: _ID + 2 * math.prod(self._rows[name]) for name in self._shards}
+        more = sum(row[name] * int((~self._held[name]).sum()) for name in row)
+        folder = next(iter(self._shards.values())).folder.parent
+        if more <= (free := room(folder)):
+            return len(self._whole) * sum(row.values())
+        self._say(
+            f"{folder} has room for {free / 1e6:,.1f} MB, and the cache may take {more / 1e6:,.1f} MB more there: what "
+            "is computed from here on is not kept for the next run"
+        )
+        for shards in self._shards.values():
+            shards.writable = False
+        return 0
 
     @property
     def missing(self) -> int:
@@ -103,24 +132,34 @@ class Cache:
         """Whether every id is held in every quantity."""
         return self.missing == 0
 
-    def cost(self, epochs: int, per_epoch: int, views: int) -> tuple[int, int]:
+    def cost(self, epochs: int, per_epoch: int, views: int, seeds: int = 1) -> tuple[int, int]:
         """Returns the forwards `(up_front, by_epoch)` that a run still takes, padding included.
 
         Args:
           epochs: to come.
           per_epoch: ids looked up in an epoch, those of all seeds together.
           views: of an example.
+          seeds: that draw batches of their own; 1 where all share them.
         """
-        size, missing = len(self._whole), self.missing
-        lazily = cost.by_epoch(missing, size=size, views=views, epochs=epochs, per_epoch=per_epoch, batch=self._batch)
-        return cost.up_front(missing, self._batch), lazily
+        lazily = cost.by_epoch(
+            self.missing,
+            size=len(self._whole),
+            views=views,
+            epochs=epochs,
+            per_epoch=per_epoch,
+            batch=self._batch,
+            seeds=seeds,
+        )
+        return cost.up_front(self.missing, self._batch), lazily
 
-    def choose(self, epochs: int, per_epoch: int, views: int) -> tuple[Literal["up front", "by epoch"], str]:
+    def choose(
+        self, epochs: int, per_epoch: int, views: int, seeds: int = 1
+    ) -> tuple[Literal["up front", "by epoch"], str]:
         """Returns the cheaper way to fill, and a sentence that says why; arguments as for `cost`.
 
         A tie goes to "up front", which leaves later runs a complete cache.
         """
-        at_once, lazily = self.cost(epochs, per_epoch, views)
+        at_once, lazily = self.cost(epochs, per_epoch, views, seeds)
         if not at_once:
             return "up front", f"all {len(self._whole):,} views are held"
         compared = (
@@ -144,6 +183,10 @@ class Cache:
         wanted = np.unique(_inside(ids, len(self._whole)))
         self._compute(wanted[~self._whole[wanted]])
 
+    def holds(self, ids: Int[np.ndarray, "..."] | Int[Array, "..."]) -> bool:
+        """Returns whether all of `ids` are held in every quantity."""
+        return bool(self._whole[_inside(ids, len(self._whole))].all())
+
     def lookup(
         self,
         ids: Int[np.ndarray, "..."] | Int[Array, "..."],
@@ -163,35 +206,41 @@ class Cache:
     def _compute(self, ids: np.ndarray) -> None:
         if not len(ids):
             return
-        pace = _Pace(len(ids), self._batch, self._say, self._clock)
+        pace = Pace(-(-len(ids) // self._batch), lambda left: self._say(_computing(len(ids), left)), self._clock)
         pending: collections.deque[Callable[[], None]] = collections.deque()
 
         def put_away(until: int) -> None:
             while len(pending) > until:
                 pending.popleft()()
-                pace.batch()
+                pace.did(1)
 
         before = self.computed
         try:
-            for start in range(0, len(ids), self._batch):
-                self._polled()
-                pending.append(self._dispatch(ids[start : start + self._batch]))
-                put_away(until=_AHEAD)
-        except NotFinite:
-            pending.clear()  # these would but say the same again
-            raise
+            with Writer() as writer:
+                try:
+                    for start in range(0, len(ids), self._batch):
+                        self._polled()
+                        pending.append(self._dispatch(ids[start : start + self._batch], writer))
+                        put_away(until=_AHEAD)
+                except NotFinite:
+                    pending.clear()  # these would but say the same again
+                    raise
+                finally:
+                    try:
+                        put_away(until=0)  # where asked to stop, too: what is under way is as good as there
+                    finally:
+                        self._write(writer, at_least=1)
         finally:
-            try:
-                put_away(until=0)  # where asked to stop, too: what is under way is as good as there
-            finally:
-                self._write(at_least=1)
-                self.seconds += pace.end(self.computed - before)
+            seconds, count = pace.seconds, self.computed - before
+            self.seconds += seconds
+            if pace.long:
+                self._say(f"{count:,} views computed in {seconds:,.0f} s, {count / seconds:,.0f} a second")
 
-    def _dispatch(self, ids: np.ndarray) -> Callable[[], None]:
+    def _dispatch(self, ids: np.ndarray, writer: Writer) -> Callable[[], None]:
         """Starts a batch, and returns the function that waits for it and puts it away."""
         real = np.arange(self._batch) < len(ids)
         padded = np.pad(ids, (0, self._batch - len(ids)), mode="edge").astype(np.int32)
-        rows = self._ask(jax.device_put(padded, self._where))
+        rows = self._ask(padded)
         if self._waits:
             jax.block_until_ready(rows)
         # What is held stays as it is, so that memory and disk agree to the last bit
@@ -209,8 +258,10 @@ class Cache:
             for name, finish in ends.items():
                 if bad := finish():
                     raise NotFinite(
-                        f"the {name} of {bad} of {len(ids)} views are NaN or beyond 65504: this network does not fit "
-                        "float16; use teacher.cache=none"
+                        f"the {name} of {bad} of {len(ids)} views are NaN or beyond 65504, the largest number of "
+                        "float16: this teacher cannot be remembered. To ask it at every step is another run: choose "
+                        "another --workdir and --config.teacher.cache=none; with --config.teacher.checkpoint the "
+                        "teacher need not be trained again"
                     )
             for name, keep in keeps.items():
                 if self._kept(name):
@@ -218,50 +269,27 @@ class Cache:
                 self._held[name][padded[keep]] = True
             self._whole[ids] = True
             self.computed += len(ids)
-            self._write(at_least=_SHARD)
+            self._write(writer, at_least=_SHARD)
 
         return end
 
     def _kept(self, name: str) -> bool:
         return name in self._shards and self._shards[name].writable
 
-    def _write(self, at_least: int) -> None:
-        """Writes a shard for each quantity of which as many bytes wait."""
+    def _write(self, writer: Writer, at_least: int) -> None:
+        """Has a shard written for each quantity of which as many bytes wait."""
         for name, queued in self._queued.items():
             if sum(rows.nbytes for _, rows in queued) >= at_least:
-                ids, rows = (np.concatenate(parts) for parts in zip(*queued, strict=True))
-                self._shards[name].write(ids, rows)
+                writer.write(self._shards[name], tuple(queued))
                 queued.clear()
 
 
-class _Pace:
-    """Says near the beginning of a long fill how long it will take, and at its end how long it took."""
+def _reading(total: int, left: float) -> str:
+    return f"{total / 1e9:,.1f} GB of the teacher's cache are read from disk, in about {left:,.0f} s from now"
 
-    def __init__(self, total: int, batch: int, say: Callable[[str], None], clock: Callable[[], float]):
-        self._total, self._batches, self._say, self._clock = total, -(-total // batch), say, clock
-        self._started = self._first = clock()
-        self._done, self._paced, self._long = 0, False, False
 
-    def batch(self) -> None:
-        """Counts a batch that is put away."""
-        self._done += 1
-        now = self._clock()
-        if self._done == 1:
-            self._first = now
-        if self._paced or self._done < _PACED[0] or now - self._first < _PACED[1]:
-            return
-        self._paced = True
-        left = (now - self._first) / (self._done - 1) * (self._batches - self._done)
-        if now - self._started + left >= _LONG:
-            self._long = True
-            self._say(f"{self._total:,} views are computed for the cache, in about {left:,.0f} s from now")
-
-    def end(self, count: int) -> float:
-        """Returns the seconds since the beginning, in which `count` views were computed."""
-        seconds = self._clock() - self._started
-        if self._long:
-            self._say(f"{count:,} views computed in {seconds:,.0f} s, {count / seconds:,.0f} a second")
-        return seconds
+def _computing(views: int, left: float) -> str:
+    return f"{views:,} views are computed for the cache, in about {left:,.0f} s from now"
 
 
 def _inside(ids: np.ndarray | Array, size: int) -> np.ndarray:

@@ -7,12 +7,15 @@ epoch stands before its first macro-step or behind its last chunk is done step b
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from gkd_jax.training.state import TrainState
-from gkd_jax.training.step import Fixed, Plan, TrainStep
+from gkd_jax.training.step import Fixed, Plan
+
+State = Any  # a state, or whatever else a step takes and returns
+AnyStep = Callable[[State, Plan, Fixed], State]
 
 
 def length(steps_per_epoch: int, period: int, limit: int) -> int:
@@ -45,7 +48,7 @@ def begins(step: int, steps_per_epoch: int, period: int, chunk: int) -> bool:
     return behind >= 0 and behind % chunk == 0 and step + chunk <= start + steps_per_epoch
 
 
-def chunked(steps: Sequence[TrainStep], chunk: int) -> TrainStep:
+def chunked(steps: Sequence[AnyStep], chunk: int) -> AnyStep:
     """Returns the function that does `chunk` steps, the variants `steps` in turn.
 
     Equal variants that follow one another are a loop of their own, so that each is compiled once or twice, however many
@@ -53,7 +56,7 @@ def chunked(steps: Sequence[TrainStep], chunk: int) -> TrainStep:
     """
     runs = [(step, len(list(same))) for step, same in itertools.groupby(steps)]
 
-    def macro_step(state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
+    def macro_step(state: State, plan: Plan, fixed: Fixed) -> State:
         for step, times in runs:
             state = _repeated(step, times, state, plan, fixed)
         return state
@@ -61,8 +64,8 @@ def chunked(steps: Sequence[TrainStep], chunk: int) -> TrainStep:
     return functools.partial(_repeated, macro_step, chunk // len(steps))
 
 
-def _repeated(step: TrainStep, times: int, state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
-    def body(state: TrainState, _: None) -> tuple[TrainState, None]:
+def _repeated(step: AnyStep, times: int, state: State, plan: Plan, fixed: Fixed) -> State:
+    def body(state: State, _: None) -> tuple[State, None]:
         return step(state, plan, fixed), None
 
     return step(state, plan, fixed) if times == 1 else jax.lax.scan(body, state, None, length=times)[0]

@@ -15,9 +15,11 @@ from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Setup
 from gkd_jax.reporting.files import write_json
+from gkd_jax.reporting.messages import say
 from gkd_jax.training import checkpoint, finished, summary, teacher
 from gkd_jax.training.loop import Trained, train
 from gkd_jax.training.program import Job
+from gkd_jax.training.recall import unheld
 from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Interrupted, Stop
 from gkd_jax.training.teacher import Teacher
@@ -88,6 +90,7 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
         check(folders.teacher, of_teacher(resolved), dataset)
     if folders.alone:
         check(folders.alone, _alone(resolved), dataset)
+    _say_unheld(resolved, dataset)
     claim(workdir, resolved, dataset, checkpoint.sha256(master.finished.variables["params"]) if master else None)
     with alone_in(workdir):
         if folders.teacher and master is None:
@@ -120,7 +123,25 @@ class _Folders(NamedTuple):
 
 
 def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: Dataset) -> Teacher:
-    return teacher.prepare(folder, resolved["teacher"]["model"], dataset, resolved["dtype"])
+    found = teacher.prepare(folder, resolved["teacher"]["model"], dataset, resolved["dtype"])
+    seeds = found.finished.config.get("seeds")
+    if seeds:
+        held = ", ".join(map(str, seeds))
+        say(f"teacher.checkpoint: {folder} holds networks of the seeds {held}; the teacher is that of {seeds[0]}")
+    return found
+
+
+def _say_unheld(resolved: Mapping[str, Any], dataset: Dataset) -> None:
+    """Says what the student's objective needs of the teacher and the chosen cache does not hold."""
+    cache = resolved["teacher"]["cache"]
+    if cache == config.NO_CACHE:
+        return
+    missing = unheld(cache, Job("student", resolved, pathlib.Path(), dataset).lines())
+    if missing:
+        say(
+            f"teacher.cache = {cache!r} is of no use here, the teacher runs at every step: the objective needs "
+            f"{' and '.join(missing)}, which it does not hold"
+        )
 
 
 def _summarised(
@@ -128,11 +149,11 @@ def _summarised(
 ) -> dict[str, Any]:
     """Reads the test split, now that all training is done, and returns the summary."""
 
-    def report(folder: pathlib.Path | None, averaged: bool = True) -> dict[str, Any] | None:
-        return summary.report(dataset, folder, averaged=averaged) if folder else None
+    def report(folder: pathlib.Path | None, **how: bool) -> dict[str, Any] | None:
+        return summary.report(dataset, folder, **how) if folder else None
 
     found = {
-        "teacher": report(folders.teacher),
+        "teacher": report(folders.teacher, first=True),  # see `teacher.prepare`
         "student": report(folders.student),
         "student_alone": report(folders.alone),
     }

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from gkd_jax import schedules
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Variables
+from gkd_jax.reporting.messages import say
 from gkd_jax.reporting.progress import Progress
 from gkd_jax.reporting.records import JsonlWriter, read_records
 from gkd_jax.reporting.spread import over_seeds
@@ -61,6 +63,7 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
       UserError: if the loss became NaN or infinite, or a file cannot be read or written.
     """
     program = Program(job)
+    _say_idle(program, jax.device_count())
     checkpoints = Checkpoints(job.workdir / finished.CHECKPOINTS)
     try:
         latest = checkpoints.latest
@@ -70,6 +73,21 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
         return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
     finally:
         checkpoints.close()
+
+
+def _say_idle(program: Program, count: int) -> None:
+    """Says where not all devices can take an equal part."""
+    used, batch = len(program.devices), program.job.config["batch_size"]
+    if used == count:
+        return
+    groups = program.mesh.shape["seed"]
+    shared = f"a batch of {batch} is shared out evenly among {used}"
+    if program.strategy == "shard":
+        shared = (
+            f"{len(program.seeds)} seeds are shared out evenly among {groups} groups of devices, and a batch of "
+            f"{batch} among {used // groups} in each"
+        )
+    say(f"{program.job.name}: {used} of {count} devices are used: {shared}")
 
 
 class _Loop:
@@ -146,17 +164,24 @@ class _Loop:
 
     def _refit(self) -> None:
         """Lets the weights that have parameters learn from the accuracies so far."""
-        old = self.state.weights
-        if jax.tree.leaves(old):
-            new = {}
-            for name, line in self.program.lines.items():
-                refit = jax.vmap(line.weight.refit) if self.program.seeds else line.weight.refit
-                new[name] = refit(old[name], self.state.history)
-            self.state = dataclasses.replace(self.state, weights=jax.device_put(new, self.program.weights_on))
+        weights, history = self.state.weights, self.state.history
+        if not jax.tree.leaves(weights):
+            return
+        if self.program.seeds:
+            # Not by `vmap`, which would trace what may be computed on the host
+            both, places = jax.device_get((weights, history)), range(len(self.program.seeds))
+            each = [self._refitted(*jax.tree.map(jnp.asarray, members.one(both, place))) for place in places]
+            weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        else:
+            weights = self._refitted(weights, history)
+        self.state = dataclasses.replace(self.state, weights=jax.device_put(weights, self.program.weights_on))
+
+    def _refitted(self, weights: Mapping[str, Any], history: Array) -> dict[str, Any]:
+        return {name: line.weight.refit(weights[name], history) for name, line in self.program.lines.items()}
 
     def _record(self, epoch: int) -> dict[str, Any]:
         """Fetches the epoch's sums: the one place where the host waits for the device."""
-        metrics, terms, weights = jax.device_get((self.state.metrics, self._readings(), self.state.weights))
+        metrics, weights = jax.device_get((self.state.metrics, self.state.weights))
         found = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -165,14 +190,20 @@ class _Loop:
         accuracies = self._accuracies()
         seeds = self.program.seeds
         if not seeds:
-            return found | self._of_student(metrics, terms, weights) | {"val_accuracy": accuracies[0]}
+            return found | self._of_student(metrics, weights, self.state.terms) | {"val_accuracy": accuracies[0]}
         students = {}
         for place, seed in enumerate(seeds):
-            own = self._of_student(*members.one((metrics, terms, weights), place))
+            sums, shares = members.one((metrics, weights), place)
+            own = self._of_student(sums, shares, self._picked(self.state.terms, place))
             students[str(seed)] = own | {"val_accuracy": accuracies[place]}
         return found | over_seeds(students)
 
-    def _of_student(self, metrics: Metrics, terms: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+    def _picked(self, tree: Any, place: int) -> Any:
+        """Returns one student's part of a tree, still on the devices."""
+        return self.program.ended(_pick(tree, place))
+
+    def _of_student(self, metrics: Metrics, weights: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
+        terms = jax.device_get({name: line.term.readings(states[name]) for name, line in self.program.lines.items()})
         done = (self.step - 1) / self.job.total_steps  # of the last step, as are the weights
         lines: dict[str, dict[str, Any]] = {}
         for name, line in self.program.lines.items():
@@ -198,10 +229,7 @@ class _Loop:
         if not seeds:
             return [self.validate(self.state.evaluated(self.frozen))]
         every = {**self.state.evaluated({}), **self.frozen}
-        return [self.validate(self.program.ended(_pick(every, place))) for place in range(len(seeds))]
-
-    def _readings(self) -> dict[str, Mapping[str, Array]]:
-        return {name: line.term.readings(self.state.terms[name]) for name, line in self.program.lines.items()}
+        return [self.validate(self._picked(every, place)) for place in range(len(seeds))]
 
     def _check_finite(self) -> None:
         found = np.asarray(jax.device_get(self.state.first_nonfinite)).reshape(-1, 2)

@@ -20,10 +20,9 @@ from gkd_jax.outputs import Batch, Setup, Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
 from gkd_jax.training.devices import evenly, mesh, one_program_at_a_time, replicated
-from gkd_jax.training.recall import Recall, outputs, unheld
+from gkd_jax.training.recall import OfNoUse, Recall, outputs, unheld
 from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
 from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
-from gkd_jax.training.tables import TooLarge
 from gkd_jax.training.teacher import Teacher
 
 
@@ -103,7 +102,10 @@ class Program:
         self.chunk = chunks.length(job.steps_per_epoch, self.period, limit)
         self.polled: Callable[[], None] = lambda: None  # called where a program takes long before the next step
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
-        self._pures: dict[tuple[str, ...], TrainStep] = {}
+        self._pures: dict[tuple[str, ...], chunks.AnyStep] = {}
+        self.together = (
+            members.Together(len(self.seeds), self.strategy, self.shares, self.mesh) if self.strategy else None
+        )
 
     def _strategy(self, platform: str, devices: int) -> str | None:
         chosen: str = self.job.config["seed_strategy"]
@@ -172,45 +174,51 @@ class Program:
         if self.recall is None:
             return plan
         left = self.job.config["epochs"] - epoch
-        return plan._replace(teacher=self.recall(plan.index, plan.view, self.by_column, left))
+        following = functools.partial(self._plan, self._plan_key, epoch + 1) if left > 1 else None
+        try:
+            return plan._replace(teacher=self.recall(plan.index, plan.view, self.by_column, left, following))
+        except OfNoUse as error:  # before the first step: none is compiled that is given rows
+            held = self.job.config["teacher"]["cache"]
+            say(f"{self.job.name}: teacher.cache = {held!r} is of no use here, the teacher runs at every step: {error}")
+            self.recall = None
+            return plan
 
     @functools.cached_property
     def recall(self) -> Recall | None:
-        """What is remembered of the teacher; None where it is asked at every step."""
+        """What is remembered of the teacher; None where it is asked at every step, as the first plan may find out."""
         teacher, given = self.job.teacher, self.job.config["teacher"]
         if teacher is None or given["cache"] == NO_CACHE:
             return None
-        online = (
-            f"{self.job.name}: teacher.cache = {given['cache']!r} is of no use here, the teacher runs at every step: "
+        if unheld(given["cache"], self.lines):  # which `experiment.run` has said
+            return None
+        return Recall(
+            given["cache"],
+            teacher._replace(variables=self._teacher_variables),
+            self.lines,
+            self.job.dataset,
+            self._gather,
+            dtype=self.job.config["dtype"],
+            memory=given["cache_memory"],
+            folder=cache_folder(given["cache_dir"], "teachers"),
+            where=self.replicated,
+            waits=self.waits,
+            early=self.devices[0].platform != "cpu",
+            polled=lambda: self.polled(),
         )
-        if missing := unheld(given["cache"], self.lines):
-            say(f"{online}the objective needs {' and '.join(missing)}, which it does not hold")
-            return None
-        try:
-            return Recall(
-                given["cache"],
-                teacher,
-                self.lines,
-                self.job.dataset,
-                self._gather,
-                dtype=self.job.config["dtype"],
-                memory=given["cache_memory"],
-                folder=cache_folder(given["cache_dir"], "teachers"),
-                where=self.replicated,
-                waits=self.waits,
-                polled=lambda: self.polled(),
-            )
-        except TooLarge as error:
-            say(f"{online}{error}")
-            return None
-
-    def _gather(self, index: Int[Array, " m"], view: Int[Array, " m"]) -> Batch:
-        return self._gathered(Fixed(*self._images), Plan(index[None], view[None]))
 
     @functools.cached_property
-    def _gathered(self) -> Callable[[Fixed, Plan], Batch]:
+    def _teacher_variables(self) -> Variables:
+        """Of the teacher, on all devices."""
+        placed: Variables = self.place(self.networks.teacher_variables)
+        return placed
+
+    def _gather(self, index: Int[Array, " m"], view: Int[Array, " m"]) -> Batch:
+        return self._gathered(Fixed(*self._images), index, view)
+
+    @functools.cached_property
+    def _gathered(self) -> Callable[..., Batch]:
         make = self.make_batch(("seed", "data"))  # all devices, however the students share them
-        return jax.jit(lambda fixed, plan: make(plan, fixed, jnp.int32(0)))
+        return jax.jit(lambda fixed, index, view: make(Plan(index[None], view[None]), fixed, jnp.int32(0)))
 
     @functools.cached_property
     def _images(self) -> tuple[Array, Array]:
@@ -287,24 +295,23 @@ class Program:
         run = self._pure(step)
         if count > 1:
             run = chunks.chunked([self._pure(step + i) for i in range(self.period)], count)
+        if self.together is not None:
+            run = self.together.stacked(run)
         return jax.jit(run, donate_argnums=0, out_shardings=self._state_on)
 
-    def _pure(self, step: int) -> TrainStep:
+    def _pure(self, step: int) -> chunks.AnyStep:
         lines = objective.active(self.lines, step)
         if tuple(lines) not in self._pures:
             ema = self.job.config["ema"]
-            one = make_step(self.networks, lines, self.tx, self.make_batch(), ema=ema, every=self.lines)
-            self._pures[tuple(lines)] = (
-                one.__call__
-                if self.strategy is None
-                else members.together(one, len(self.seeds), self.strategy, shared=self.shares, mesh=self.mesh)
-            )
+            make = self.make_batch(self.together.axes if self.together else ("data",))
+            one = make_step(self.networks, lines, self.tx, make, ema=ema, every=self.lines)
+            self._pures[tuple(lines)] = self.together.step(one) if self.together else one.__call__
         return self._pures[tuple(lines)]
 
     def fixed(self, frozen: Variables) -> Fixed:
         """Returns what every step reads, on all devices."""
-        teacher = {} if self.recall else self.place(self.networks.teacher_variables)
-        return Fixed(*self._images, teacher, frozen)
+        # A step that is given the teacher's rows drops these variables when it is compiled
+        return Fixed(*self._images, self._teacher_variables, frozen)
 
     def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
         """Compiles every variant of the step before the clock of the throughput starts."""

@@ -4,6 +4,8 @@ A cache is worth its memory because the views are few (162 of an image for CIFAR
 them more than once; the next run, seed, method or schedule with the same teacher asks it nothing at all.
 """
 
+import concurrent.futures
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 from gkd_jax import objective
 from gkd_jax.config import CACHES
 from gkd_jax.data import Dataset
+from gkd_jax.errors import UserError
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Gradient, Outputs
 from gkd_jax.reporting.messages import say
@@ -24,12 +27,17 @@ from gkd_jax.training import checkpoint
 from gkd_jax.training.cache import Cache
 from gkd_jax.training.forward import forward, forward_shapes
 from gkd_jax.training.shards import Shards, key
+from gkd_jax.training.tables import TooLarge
 from gkd_jax.training.teacher import Teacher
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
 _BATCH = 1024  # views that the teacher is asked for at a time
 _GB = 1 << 30
 _SHARE = 0.5  # of the device's free memory, where no budget is given
+
+
+class OfNoUse(UserError):
+    """A cache cannot speak for the teacher in this run."""
 
 
 def unheld(level: str, lines: Lines) -> list[str]:
@@ -50,12 +58,12 @@ def _remembered(level: str, gradient: Gradient) -> bool:
 
 
 class Recall:
-    """What a run remembers of its teacher.
+    """What a run remembers of its teacher. It is opened by its first use: a run that is over has none for it.
 
     Attributes:
       level: what is held.
-      cache: the rows.
-      how: they are filled; None before the first epoch.
+      how: the rows are filled; None before the first epoch.
+      early: whether the rows of an epoch are looked up while the device computes the one before, if the host has them.
     """
 
     def __init__(
@@ -71,9 +79,10 @@ class Recall:
         folder: pathlib.Path | None,
         where: Sharding,
         waits: bool,
+        early: bool = False,
         polled: Callable[[], None] = lambda: None,
     ):
-        """Opens the cache: takes its memory, and reads what earlier runs left on disk.
+        """Opens nothing yet.
 
         Args:
           level: one of `gkd_jax.config.CACHES` but the first.
@@ -86,43 +95,68 @@ class Recall:
           folder: of caches, one folder for each kind of rows; None for none on disk.
           where: the sharding of what every device holds whole.
           waits: whether a program must end before the next may be dispatched.
+          early: see above; for accelerators, which leave the host's cores idle.
           polled: called between batches; may raise.
+        """
+        self.level, self.early = level, early
+        self._teacher, self._lines, self._dataset, self._gather = teacher, lines, dataset, gather
+        self._dtype, self._memory, self._folder, self._where = dtype, memory, folder, where
+        self._waits, self._polled, self._views = waits, polled, dataset.num_views
+        self._gradients = tuple(g for g in objective.gradients(lines) if _remembered(level, g))
+        self._next: concurrent.futures.Future[tuple[np.ndarray, dict[str, Array] | None]] | None = None
+        self.how: Literal["up front", "by epoch"] | None = None
+
+    @functools.cached_property
+    def cache(self) -> Cache:
+        """The rows; the first use takes their memory, and reads what earlier runs left on disk.
 
         Raises:
-          TooLarge: if the rows fit no memory.
+          OfNoUse: if the teacher does not give what is to be held, or no memory holds it.
         """
-        self.level, self._views = level, dataset.num_views
-        self._gradients = tuple(g for g in objective.gradients(lines) if _remembered(level, g))
-        shape = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+        devices = self._where.device_set
+        size = len(self._dataset.train_images) * self._views
+        rows, shards = self._row_shapes, {}
+        if self._folder is not None:
+            platform = next(iter(devices)).platform  # type: ignore[attr-defined]
+            facts = _facts(self._teacher, self._dataset, self._dtype, platform)
+            shards = {name: Shards(self._folder / key(**facts, rows=name), say) for name in rows}
+        try:
+            cache = Cache(
+                self._ask(),
+                rows,
+                size=size,
+                batch=-(-min(_BATCH, size) // len(devices)) * len(devices),
+                where=self._where,
+                device_budget=_budget(self._memory, self._where),
+                shards=shards,
+                say=say,
+                waits=self._waits,
+                polled=self._polled,
+            )
+        except TooLarge as error:
+            raise OfNoUse(str(error)) from error
+        for name, kept in shards.items():
+            kept.describe({**facts, "rows": name})
+        return cache
+
+    @functools.cached_property
+    def _row_shapes(self) -> dict[str, tuple[int, ...]]:
+        teacher, shape = self._teacher, jax.ShapeDtypeStruct((1, *self._dataset.image_shape), jnp.float32)
         shapes = forward_shapes(teacher.model, teacher.variables, shape, self._gradients, train=False)
-        rows = {name: row.shape[1:] for name, row in self._rows(shapes).items()}
-        self._needed = tuple(name for name in rows if name not in _held(level) or _needs(lines, name))
-        shards = None
-        if folder is not None:
-            facts = _facts(teacher, dataset, dtype)
-            shards = {name: _shards(folder, {**facts, "rows": name}) for name in rows}
-        devices = len(where.device_set)
-        size = len(dataset.train_images) * self._views
-        self.cache = Cache(
-            self._ask(teacher, gather),
-            rows,
-            size=size,
-            batch=-(-min(_BATCH, size) // devices) * devices,
-            where=where,
-            device_budget=_budget(memory, where),
-            shards=shards,
-            say=say,
-            waits=waits,
-            polled=polled,
-        )
-        self.how: Literal["up front", "by epoch"] | None = None
+        rows = self._rows(shapes)
+        if lacking := [name for name, row in rows.items() if row is None]:
+            model = teacher.finished.config["student"]["model"]
+            raise OfNoUse(f"the teacher {model} gives no {' and no '.join(lacking)}, which it is to hold")
+        return {name: row.shape[1:] for name, row in rows.items()}
 
     def _rows(self, outputs: Outputs) -> dict[str, Any]:
         """Returns what is kept of a teacher's outputs, by the name of its rows."""
         kept = {name: getattr(outputs, name) for name in _held(self.level)}
         return {**kept, **{gradient.name: outputs.grads[gradient.name] for gradient in self._gradients}}
 
-    def _ask(self, teacher: Teacher, gather: Callable[..., Batch]) -> Callable[[Array], Mapping[str, Array]]:
+    def _ask(self) -> Callable[[Int32[np.ndarray, " m"]], Mapping[str, Array]]:
+        teacher = self._teacher
+
         def look(variables: Any, batch: Batch) -> dict[str, Array]:
             images = batch.images["weak"]
             # What may be cached draws nothing: any key will do
@@ -133,32 +167,89 @@ class Recall:
             return {name: row.astype(jnp.float16) for name, row in rows.items()}
 
         answer = jax.jit(look)
-        return lambda ids: answer(teacher.variables, gather(ids // self._views, ids % self._views))
+        # A teacher that was read from a checkpoint lies on the first device alone
+        variables = jax.device_put(teacher.variables, self._where)
 
-    def __call__(self, index: Array, view: Array, where: Sharding, epochs: int) -> dict[str, Array]:
+        def ask(ids: Int32[np.ndarray, " m"]) -> Mapping[str, Array]:
+            return answer(variables, self._gather(*jax.device_put(np.divmod(ids, np.int32(self._views)), self._where)))
+
+        return ask
+
+    def __call__(
+        self,
+        index: Array,
+        view: Array,
+        where: Sharding,
+        epochs: int,
+        following: Callable[[], tuple[Array, Array]] | None = None,
+    ) -> dict[str, Array]:
         """Returns the rows of an epoch's plan; computes those that are missing.
 
-        The first call chooses between filling the cache up front and epoch by epoch, whichever costs this run less, and
-        says which and why.
+        The first call opens the cache, and chooses between filling it up front and epoch by epoch, whichever costs this
+        run less; it says which and why.
 
         Args:
           index: of the plan, for all students.
           view: likewise.
           where: the sharding of what is returned.
           epochs: to come, this one included.
+          following: draws index and view of the epoch after it; None if there is none.
 
         Returns:
           [*index.shape, *row] each.
+
+        Raises:
+          OfNoUse: if it cannot speak for the teacher; by the first call alone.
         """
-        ids = np.asarray(index).astype(np.int64) * self._views + np.asarray(view)
+        ids = self._ids(index, view)
         if self.how is None:
-            self.how, why = self.cache.choose(epochs, ids.size, self._views)
-            held = f"{self.cache.nbytes / 1e6:,.1f} MB of {self.level} in the {self.cache.tier}'s memory"
-            say(f"teacher.cache: {held}, {self.cache.from_disk:,} views of them from disk; {why}")
+            seeds = ids.shape[0] if ids.ndim == 3 else 1
+            self.how, why = self.cache.choose(epochs, ids.size, self._views, seeds)
+            say(f"teacher.cache: {self._whereabouts()}; {why}")
             if self.how == "up front":
                 self.cache.fill_all()
-        self.cache.fill(ids)
-        return self.cache.lookup(ids, where, self._needed)
+        rows = self._looked_up_early(ids)
+        if rows is None:
+            self.cache.fill(ids)
+            rows = self.cache.lookup(ids, where, self._served)
+        if following is not None and self.early and self.cache.tier == "host":
+            self._look_up_early(*following(), where)
+        return rows
+
+    def _ids(self, index: Array, view: Array) -> np.ndarray:
+        return np.asarray(index).astype(np.int64) * self._views + np.asarray(view)
+
+    @property
+    def _served(self) -> tuple[str, ...]:
+        """The rows that the step is given."""
+        return tuple(n for n in self._row_shapes if n not in _held(self.level) or _needs(self._lines, n))
+
+    def _whereabouts(self) -> str:
+        cache = self.cache
+        memory = f"{cache.nbytes / 1e6:,.1f} MB of {self.level} in the {cache.tier}'s memory"
+        if self._folder is None:
+            return f"{memory}, none on disk"
+        kept = f"where all of them take {cache.on_disk / 1e6:,.1f} MB" if cache.on_disk else "where none are added"
+        return f"{memory}, {cache.from_disk:,} views of them from {self._folder}, {kept}"
+
+    def _look_up_early(self, index: Array, view: Array, where: Sharding) -> None:
+        """Begins to look up the rows of a plan in a thread, unless some must be computed: the device is at work."""
+
+        def look_up() -> tuple[np.ndarray, dict[str, Array] | None]:
+            ids = self._ids(index, view)
+            return ids, self.cache.lookup(ids, where, self._served) if self.cache.holds(ids) else None
+
+        thread = concurrent.futures.ThreadPoolExecutor(1, "gkd_jax-rows")
+        self._next = thread.submit(look_up)
+        thread.shutdown(wait=False)  # it ends with what it was given
+
+    def _looked_up_early(self, ids: np.ndarray) -> dict[str, Array] | None:
+        """Returns what the thread found, if it was of these ids."""
+        if self._next is None:
+            return None
+        begun, self._next = self._next, None
+        known, rows = begun.result()
+        return rows if np.array_equal(known, ids) else None
 
     def summary(self) -> dict[str, Any]:
         """Returns how the cache was used, for the record of the run."""
@@ -203,7 +294,7 @@ def _budget(memory: Any, where: Sharding) -> int:
     return int(min(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]) for stats in known if stats))
 
 
-def _facts(teacher: Teacher, dataset: Dataset, dtype: str) -> dict[str, Any]:
+def _facts(teacher: Teacher, dataset: Dataset, dtype: str, platform: str) -> dict[str, Any]:
     """Returns all that the rows depend on."""
     return {
         "format": _FORMAT,
@@ -215,11 +306,6 @@ def _facts(teacher: Teacher, dataset: Dataset, dtype: str) -> dict[str, Any]:
         "pad": dataset.pad,
         "flip": dataset.flip,
         "computed_in": dtype,
+        "computed_on": platform,  # each rounds in its own way, a GPU to TF32
         "kept_in": "float16",
     }
-
-
-def _shards(folder: pathlib.Path, facts: Mapping[str, Any]) -> Shards:
-    shards = Shards(folder / key(**facts), say)
-    shards.describe(facts)
-    return shards

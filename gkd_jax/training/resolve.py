@@ -36,10 +36,12 @@ def resolve(given: ConfigDict) -> dict[str, Any]:
 def _settle_seeds(resolved: dict[str, Any]) -> None:
     """Leaves one way to say the same: `seed` is the first of `seeds`, and a single one of these is no list."""
     seeds = resolved["seeds"]
+    if resolved["seeds_share_batches"] and len(seeds) < 2:
+        raise UserError(f"seeds_share_batches = true needs two seeds or more in the field seeds, not {tuple(seeds)}")
     if seeds:
         resolved["seed"] = seeds[0]
     if len(seeds) < 2:
-        resolved["seeds"], resolved["seeds_share_batches"] = [], False
+        resolved["seeds"] = []
     if resolved["batch_seed"] is not None and len(seeds) > 1 and not resolved["seeds_share_batches"]:
         raise UserError("batch_seed is one order for all: with several seeds it needs seeds_share_batches = true")
     own = resolved["batch_seed"] == resolved["seed"]

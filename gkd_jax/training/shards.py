@@ -5,16 +5,19 @@ then renamed, and has a name that no other process can choose: runs that share t
 always be computed anew, so nothing that happens to these files stops a run; it is said, once.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import hashlib
 import io
 import json
 import os
 import pathlib
+import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,8 @@ from gkd_jax.reporting import files
 
 DESCRIPTION = "describe.json"
 _ABANDONED = 3600.0  # seconds after which nobody is still writing a file
+_WAITING = 2  # shards that may wait for the disk: more of them would only take memory
+_SPARED = 2 << 30, 0.1  # bytes, and share of the disk, the smaller of which is left to everybody else
 
 
 def key(**facts: Any) -> str:
@@ -60,6 +65,18 @@ class Shards:
         self.folder = folder
         self.writable = True
         self._say = say
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shards that are there."""
+        total = 0
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size
+        return total
+
+    def _files(self) -> list[pathlib.Path]:
+        return sorted(self.folder.glob("shard-*.npz"))
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Writes beside the shards, once, what they hold, for a person who finds them."""
@@ -112,7 +129,7 @@ class Shards:
           size: ids are 0 to `size - 1`.
         """
         self._sweep()
-        for path in sorted(self.folder.glob("shard-*.npz")):
+        for path in self._files():
             try:
                 found = _load(path, np.dtype(dtype), shape, size)
             except FileNotFoundError:  # removed by another run since it was listed
@@ -146,14 +163,15 @@ class Shards:
 
 def _load(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                ids, rows = _member(archive, "ids"), _member(archive, "rows")
-        except MemoryError:
-            raise
-        # A damaged file may lead `zipfile` anywhere: a wrong offset, another compression, a password, an invalid seek
-        except Exception as error:
-            raise _Damaged(f"it is damaged or cut short ({type(error).__name__}: {error})") from error
+        content = file.read()  # here alone the system may fail: whatever goes wrong below is the content's fault
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            ids, rows = _member(archive, "ids"), _member(archive, "rows")
+    except MemoryError:
+        raise
+    # A damaged file may lead `zipfile` anywhere: a wrong offset, another compression, a password, an invalid seek
+    except Exception as error:
+        raise _Damaged(f"it is damaged or cut short ({type(error).__name__}: {error})") from error
     if ids.dtype.kind != "i" or ids.ndim != 1:
         raise _Damaged(f"its ids are {ids.dtype}{list(ids.shape)}")
     if rows.dtype != dtype or rows.shape != (len(ids), *shape):
@@ -172,3 +190,48 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     # `read` compares the checksum before anything is made of the bytes; `np.load` would believe a damaged header first
     content = io.BytesIO(archive.read(f"{name}.npy"))
     return np.lib.format.read_array(content, allow_pickle=False)
+
+
+class Writer:
+    """Writes shards in a thread of its own, one after another; leaving it waits until all are on the disk."""
+
+    def __init__(self) -> None:
+        """Starts nothing yet: many a fill has nothing to write."""
+        self._thread: concurrent.futures.ThreadPoolExecutor | None = None
+        self._waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+
+    def write(self, shards: Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Adds a shard of all `parts`, `(ids, rows)` each, soon; waits where too many shards do."""
+        while len(self._waiting) >= _WAITING:
+            self._waiting.popleft().result()
+        if self._thread is None:
+            self._thread = concurrent.futures.ThreadPoolExecutor(1, "gkd_jax-shards")
+        self._waiting.append(self._thread.submit(_write, shards, parts))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            while self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+
+def _write(shards: Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    ids, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+    shards.write(ids, rows)
+
+
+def room(folder: pathlib.Path) -> float:
+    """Returns how many bytes may be written into a folder, which need not be there; infinity if nobody knows."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        disk = shutil.disk_usage(folder)
+    except OSError:  # the first write will tell
+        return float("inf")
+    spared, share = _SPARED
+    return max(0.0, disk.free - min(spared, share * disk.total))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from gkd_jax import objective
 from gkd_jax.objective import Lines, Reading
@@ -40,7 +40,7 @@ class Fixed(NamedTuple):
     Attributes:
       images: of the training split, padded once, [n h w k].
       labels: of the training split, [n].
-      teacher: the teacher's variables; {} without one, or where a cache speaks for it.
+      teacher: the teacher's variables; {} without one. A step that is given rows drops them when it is compiled.
       frozen: what of the student's variables is not trained.
     """
 
@@ -55,15 +55,15 @@ class Lesson(NamedTuple):
 
     Attributes:
       batch: the examples.
-      teacher: the teacher's outputs by view; empty without a teacher.
+      teacher: the teacher's outputs by view; empty without a teacher, or where each student asks it.
       row: of the epoch's plan; an epoch's sums begin anew at 0.
-      steps: an epoch's.
+      epoch: of the run, from 0.
     """
 
     batch: Batch
     teacher: Mapping[str, Outputs]
     row: Int[Array, ""]
-    steps: int
+    epoch: Int[Array, ""]
 
 
 MakeBatch = Callable[[Plan, Fixed, Int[Array, ""]], Batch]
@@ -74,16 +74,16 @@ class Step(NamedTuple):
     """The two halves of a step, both pure: what several students may share, and what each does for itself.
 
     Attributes:
-      prepare: `(plan, fixed, step, key) -> Lesson`; the key is that of the state, for a teacher that draws.
+      prepare: `(plan, fixed, step) -> Lesson`.
       update: `(state, lesson, fixed) -> state`.
     """
 
-    prepare: Callable[[Plan, Fixed, Int[Array, ""], PRNGKeyArray], Lesson]
+    prepare: Callable[[Plan, Fixed, Int[Array, ""]], Lesson]
     update: Callable[[TrainState, Lesson, Fixed], TrainState]
 
     def __call__(self, state: TrainState, plan: Plan, fixed: Fixed) -> TrainState:
         """Does both for one student."""
-        return self.update(state, self.prepare(plan, fixed, state.step, state.key), fixed)
+        return self.update(state, self.prepare(plan, fixed, state.step), fixed)
 
 
 def make_step(
@@ -109,8 +109,10 @@ def make_step(
     views = sorted({line.view for line in lines.values()})
     wanted = objective.gradients(lines)
     taught = networks.teacher is not None and any(objective.needs_teacher(line) for line in lines.values())
+    # Students may share what the teacher says of a batch, but not what it draws by the key of one of them
+    drawn = any(not gradient.cacheable for gradient in wanted)
 
-    def teach(batch: Batch, fixed: Fixed, key: PRNGKeyArray) -> dict[str, Outputs]:
+    def teach(batch: Batch, fixed: Fixed, key: Array) -> Mapping[str, Outputs]:
         if networks.teacher is None or not taught:
             return {}
         return {
@@ -124,13 +126,16 @@ def make_step(
             for view in views
         }
 
-    def prepare(plan: Plan, fixed: Fixed, step: Int[Array, ""], key: PRNGKeyArray) -> Lesson:
+    def prepare(plan: Plan, fixed: Fixed, step: Int[Array, ""]) -> Lesson:
         batch, steps = make_batch(plan, fixed, step), plan.index.shape[0]
-        return Lesson(batch, teach(batch, fixed, jax.random.fold_in(key, step)), step % steps, steps)
+        # Nothing is drawn here: any key will do
+        teacher = {} if drawn else teach(batch, fixed, jax.random.key(0))
+        return Lesson(batch, teacher, step % steps, step // steps)
 
     def update(state: TrainState, lesson: Lesson, fixed: Fixed) -> TrainState:
-        batch, teacher, row, steps = lesson
+        batch, row = lesson.batch, lesson.row
         key = jax.random.fold_in(state.key, state.step)
+        teacher = teach(batch, fixed, key) if drawn else lesson.teacher
 
         def loss_of(trained: Tree) -> tuple[Array, tuple[dict[str, Reading], Tree, Tree, Array]]:
             statistics, student = state.batch_stats, {}
@@ -167,7 +172,7 @@ def make_step(
             ema=_averaged(state, {"params": trained["params"], "batch_stats": statistics}, ema),
             metrics=metrics,
             # Over an epoch the running accuracy; what stands there at its end is the epoch's
-            history=state.history.at[state.step // steps].set(metrics.correct / metrics.examples),
+            history=state.history.at[lesson.epoch].set(metrics.correct / metrics.examples),
             first_nonfinite=_first_nonfinite(state, order, readings, optax.tree.norm(grads)),
         )
 

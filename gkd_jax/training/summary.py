@@ -25,7 +25,7 @@ SUMMARY = "summary.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ott-jax", "numpy")
 
 
-def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True) -> dict[str, Any]:
+def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True, first: bool = False) -> dict[str, Any]:
     """Returns what the summary says of the network in `workdir`; the one place that opens the test split.
 
     Of several seeds it gives the mean of the accuracies, their deviations under "std", and each under "seeds".
@@ -34,11 +34,14 @@ def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True) ->
       dataset: the run's.
       workdir: of a finished run.
       averaged: whether to take the averages of the parameters, where there are any.
+      first: whether to take the first of several seeds alone.
 
     Raises:
       UserError: as `finished.load`.
     """
     students = finished.load_seeds(workdir, averaged=averaged)
+    if first:
+        students = dict(list(students.items())[:1])
     network = next(iter(students.values()))
 
     def rated(images: np.ndarray, labels: np.ndarray) -> dict[int, float | None]:

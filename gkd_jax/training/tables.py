@@ -89,7 +89,8 @@ class DeviceTable:
         self._size, self._where, self._waits = size, where, waits
         self._store = _storing(where)
         self._chunk = min(size, max(1, _LOADED // (2 * max(1, math.prod(row)))))
-        self._table = self._ended(_empty(where)((size, *row)))
+        # Awaited on every platform: that there is no such memory may show only then
+        self._table = jax.block_until_ready(_empty(where)((size, *row)))
 
     def put(self, ids: np.ndarray, rows: Array, keep: np.ndarray) -> Callable[[], int]:
         """See `Table`."""
@@ -143,12 +144,36 @@ def _gathering(sharding: Sharding) -> Any:
 
 
 def on_device(
-    rows: dict[str, tuple[int, ...]], size: int, budget: int, where: Sharding, waits: bool
+    rows: dict[str, tuple[int, ...]],
+    size: int,
+    budget: int,
+    where: Sharding,
+    waits: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Table] | None:
-    """Returns a table on the devices for each of `rows`, or None if all together take more than `budget` bytes."""
-    if size > MAX_SIZE or nbytes(rows, size) > budget:
+    """Returns a table on the devices for each of `rows`, or None if they do not fit there.
+
+    Args:
+      rows: shape of one row of each.
+      size: number of rows of each.
+      budget: bytes that all together may take of each device.
+      where: the sharding of the tables.
+      waits: whether a program must end before the next is dispatched.
+      say: told if the devices have less memory than the budget promises.
+    """
+    needed = nbytes(rows, size)
+    if size > MAX_SIZE or needed > budget:
         return None
-    return {name: DeviceTable(size, row, where, waits) for name, row in rows.items()}
+    try:
+        return {name: DeviceTable(size, row, where, waits) for name, row in rows.items()}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    say(
+        f"teacher.cache: the device has no {needed:,} bytes left, though teacher.cache_memory allows them; the host "
+        "keeps them"
+    )
+    return None
 
 
 def on_host(rows: dict[str, tuple[int, ...]], size: int) -> dict[str, Table]:
@@ -162,8 +187,8 @@ def on_host(rows: dict[str, tuple[int, ...]], size: int) -> dict[str, Table]:
         raise TooLarge(f"{size:,} rows are more than the {MAX_SIZE:,} that int32 can number")
     if needed > _SHARE * available:
         raise TooLarge(
-            f"{size:,} rows of {', '.join(rows)} take {needed:,} bytes; of the {available:,} that are available on "
-            f"this machine they may take {_SHARE:.0%}"
+            f"{size:,} rows of {', '.join(rows)}, one for each view of each image, however few are looked up, take "
+            f"{needed:,} bytes; of the {available:,} that are available on this machine they may take {_SHARE:.0%}"
         )
     return {name: HostTable(size, row) for name, row in rows.items()}
 

@@ -115,7 +115,7 @@ def test_feature_gradients_are_always_projected(key):
 
 def test_cotangent_is_of_the_summed_cross_entropy():
     (need,) = losses.create("gradient").needs
-    assert need == Gradient("ce@input", "input", lambda *_: jnp.zeros((B, CLASSES)))
+    assert need == Gradient("ce@input", "input", lambda *_: jnp.zeros((B, CLASSES)), cacheable=True)
     z, batch = _outputs(0, 5, 4).logits, _batch()
     expected = jax.grad(lambda z: losses.cross_entropy(z, batch.targets).sum())(z)
     np.testing.assert_allclose(need.cotangent(z, None, batch, jax.random.key(0)), expected, atol=1e-6)

@@ -147,3 +147,22 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
         plots.plot_losses(path, _records(2))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["losses.png"]
+
+
+def test_several_seeds_have_a_band_of_their_deviation(tmp_path):
+    """A little less than a fifth of the colour, over two deviations of 4 % in a picture of 40 %."""
+    path = tmp_path / "accuracies.png"
+    records = [{**record, "val_accuracy": 0.6 + 0.01 * record["epoch"]} for record in _records(30)]
+
+    def shaded(deviations):
+        several = [{**record, "std": {"val_accuracy": d}} for record, d in zip(records, deviations, strict=True)]
+        plots.plot_accuracies(path, several, {"student alone": records})
+        pixels = _pixels(path, (1152, 662)).astype(int)
+        rgb = [int(PALETTE[0][i : i + 2], 16) for i in (1, 3, 5)]
+        band = 255 - 0.18 * (255 - np.array(rgb))
+        return (np.abs(pixels - band).max(-1) <= 3).sum()
+
+    assert shaded([0.04] * 30) > 30_000
+    assert 10_000 < shaded([None] * 10 + [0.04] * 20) < shaded([0.04] * 30)
+    assert shaded([None] * 30) < 100
+    assert shaded([math.nan] * 30) < 100

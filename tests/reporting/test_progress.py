@@ -128,6 +128,16 @@ def test_a_terminal_shows_one_line_that_updates_itself(monkeypatch):
     assert "\x1b" not in stream.getvalue()
 
 
+def test_several_seeds_have_their_deviation():
+    stream, clock = io.StringIO(), _Clock()
+    progress = Progress(2, 10, "student", stream, clock=clock)
+    progress.epoch(_record(1, std={"val_accuracy": 0.0123, "loss": 0.1}))
+    progress.epoch(_record(2, val_accuracy=None, std={"loss": 0.1}))
+    first, second = stream.getvalue().splitlines()
+    assert "val  68.50% ± 1.23%  " in first
+    assert "±" not in second
+
+
 def test_a_line_does_not_wrap_on_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     stream, clock = _Terminal(), _Clock()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from gkd_jax.reporting.files import dumps
 from gkd_jax.reporting.spread import over_seeds
 
 
@@ -29,3 +30,12 @@ def test_a_value_that_one_seed_lacks_has_no_mean():
     found = over_seeds({"0": {"x": 1.0}, "1": {"x": None}})
     assert found["x"] is None
     assert found["std"] == {}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_leaves_neither_mean_nor_deviation(bad):
+    found = over_seeds({"0": {"x": 1.0, "y": 1.0}, "1": {"x": bad, "y": 3.0}, "2": {"x": math.inf, "y": 5.0}})
+    assert math.isnan(found["x"])
+    assert math.isnan(found["std"]["x"])
+    assert (found["y"], found["std"]["y"]) == (3.0, 2.0)
+    assert '"std": {"x": null, "y": 2.0}' in dumps(found)

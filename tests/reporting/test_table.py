@@ -21,6 +21,14 @@ def test_columns_are_aligned():
     assert "\n".join(lines).isascii()
 
 
+def test_several_seeds_have_their_deviation():
+    rows = [Row("teacher", 0.95, 10, 1.0), Row("größerer student", 0.9, 10, 1.0, 0.0123)]
+    lines = closing_table(rows).split("\n")
+    assert len({len(line) for line in lines}) == 1
+    assert "  90.00 ± 1.23  " in lines[3]
+    assert "±" not in lines[2]
+
+
 def test_no_rows():
     assert len(closing_table([]).split("\n")) == 2
 

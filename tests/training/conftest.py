@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from caches import BATCH, PLENTY, ROWS, SIZE
 
 from gkd_jax import config, models, objective
 from gkd_jax.data import Dataset
 from gkd_jax.data.checks import Arrays
 from gkd_jax.data.dataset import build
+from gkd_jax.training.cache import Cache
+from gkd_jax.training.devices import mesh, replicated
 from gkd_jax.training.finished import Finished
 from gkd_jax.training.program import Job
 from gkd_jax.training.resolve import resolve
+from gkd_jax.training.shards import Shards
 from gkd_jax.training.teacher import Teacher
 
 CLASSES = 4
@@ -47,6 +51,7 @@ def teacher(dataset: Dataset) -> Teacher:
     """A network that was never trained, with statistics and a classifier that make its opinions differ."""
     model = models.create("resnet8", num_classes=CLASSES)
     variables = model.init(jax.random.key(7, impl="rbg"), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.device_put(variables, jax.devices()[0])  # where a checkpoint puts them
     known = Finished(
         {"student": {"model": "resnet8"}},
         dataset.class_names,
@@ -94,6 +99,31 @@ def begin() -> Callable[..., Any]:
         return state, program.plan(epoch), program.fixed(frozen)
 
     return start
+
+
+@pytest.fixture(params=["device", "host", "two devices", "two devices, host"])
+def make_cache(request: pytest.FixtureRequest) -> Callable[..., Cache]:
+    """Returns a function that makes a cache in the tier under test, with the folder and the teacher that are given."""
+    many = "two" in request.param
+    where = replicated(mesh(jax.devices()[: 2 if many else 1]))
+
+    def build(ask: Any, folder: pathlib.Path | None = None, **fields: Any) -> Cache:
+        say = fields.setdefault("say", pytest.fail)
+        rows = fields.pop("rows", ROWS)
+        given = {
+            "size": SIZE,
+            "batch": BATCH,
+            "where": where,
+            "device_budget": 0 if "host" in request.param else PLENTY,
+            "shards": None if folder is None else {name: Shards(folder / name, say) for name in rows},
+            "waits": many,
+        }
+        cache = Cache(ask, rows, **{**given, **fields})
+        assert cache.tier == ("host" if "host" in request.param else "device")
+        return cache
+
+    build.where = where  # type: ignore[attr-defined]
+    return build
 
 
 def replace(job: Job, **fields: Any) -> Job:

@@ -79,3 +79,15 @@ def test_equal_variants_are_compiled_once(make_job, begin):
     assert count == 12
     text = program.jitted_step_at(0, count).lower(state, plan, fixed).as_text()
     assert text.count("stablehlo.while") == 2
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_chunk_lowers_for_an_absent_platform(make_job, begin, platform):
+    """In the compute type and the chunks that "auto" is there: three macro-steps of an epoch of eight steps."""
+    terms = {"kd": {"weight": 1.0}, "gradient": {"weight": 1.0, "every": 2}}
+    program = Program(make_job(terms, dtype="bfloat16", batch_size=8), devices=jax.devices()[:1], platform=platform)
+    state, plan, fixed = begin(program)
+    assert program.call_at(0) == 6
+    text = program.jitted_step_at(0, 6).trace(state, plan, fixed).lower(lowering_platforms=(platform,)).as_text()
+    assert "stablehlo.while" in text
+    assert "bf16" in text

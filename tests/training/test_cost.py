@@ -36,10 +36,12 @@ def simulated(
         (128, {"examples": 64, "views": 2, "epochs": 2, "draws": 64, "seeds": 1, "batch": 35}),
         # And here are more seeds than views
         (540, {"examples": 60, "views": 9, "epochs": 5, "draws": 60, "seeds": 12, "batch": 16}),
+        # These look up as many views as one seed could
+        (120, {"examples": 60, "views": 2, "epochs": 3, "draws": 20, "seeds": 3, "batch": 4}),
     ],
 )
 def test_by_epoch_is_what_a_simulation_counts(missing: int, shape: dict[str, int]) -> None:
-    given = {name: shape[name] for name in ("views", "epochs", "batch")}
+    given = {name: shape[name] for name in ("views", "epochs", "batch", "seeds")}
     expected = cost.by_epoch(
         missing,
         size=shape["examples"] * shape["views"],

@@ -71,6 +71,35 @@ def test_the_student_alone_keeps_the_options_of_its_cross_entropy(resolved, mode
     assert experiment.of_teacher(distilled)["objective"] == alone["objective"]
 
 
+def test_what_the_other_networks_keep_of_several_seeds(resolved):
+    """The student alone has them all, with the same batches; the teacher is one, with a seed of its own."""
+    distilled = resolved(
+        *("--config.seeds=4,2", "--config.seeds_share_batches=true", "--config.batch_seed=9"),
+        *("--config.teacher.seed=7", "--config.compare_alone=true"),
+    )
+    names = ("seed", "seeds", "seeds_share_batches", "batch_seed")
+    assert [experiment._alone(distilled)[name] for name in names] == [4, [4, 2], True, 9]
+    assert [experiment.of_teacher(distilled)[name] for name in names] == [7, [], False, None]
+    # Its directory is found again, whatever the students' seeds
+    assert experiment.of_teacher(distilled) == experiment.of_teacher(resolved("--config.teacher.seed=7"))
+
+
+def test_a_cache_that_does_not_hold_enough_is_told_at_the_start(resolved, tmp_path, capsys):
+    given = resolved(
+        *("--config.teacher.cache=logits", "--config.teacher.cache_dir=off", "--config.epochs=1"),
+        "--config.objective.terms.wasserstein.weight=1",
+    )
+    experiment.run(given, tmp_path)
+    said = capsys.readouterr().err
+    told = (
+        "gkd_jax: teacher.cache = 'logits' is of no use here, the teacher runs at every step: the objective needs "
+        "teacher.embedding, which it does not hold\n"
+    )
+    assert said.startswith(told)
+    assert "teacher  epoch 1/1" in said
+    assert said.count("teacher.cache") == 1
+
+
 # ------------------------------------------------------------------------------------------------ whose directory
 
 

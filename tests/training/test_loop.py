@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gkd_jax import config
+from gkd_jax import config, losses
 from gkd_jax.errors import UserError
+from gkd_jax.losses.term import Term
 from gkd_jax.outputs import Model, Outputs
 from gkd_jax.schedules import Weight
 from gkd_jax.training import finished
@@ -122,6 +123,126 @@ def test_a_value_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint
     assert store.latest == 6
     store.close()
     assert [record["epoch"] for record in records(job)] == [1]
+
+
+# ------------------------------------------------------------------------------------------------ several students
+
+SEEDS = (3, 11)
+
+
+@pytest.mark.parametrize("by_chunks", [False, True], ids=["steps", "chunks"])
+@pytest.mark.parametrize("strategy", ["vmap", "unroll", "shard"])
+def test_students_that_were_stopped_together_end_as_ones_that_were_not(claimed, strategy, by_chunks):
+    """On two devices; a line at every third step, which does not divide the 4 or 16 steps of an epoch."""
+    fields = {"student__model": "speck", "seeds": SEEDS, "seed_strategy": strategy, "ema": 0.9}
+    # Between two chunks of the first epoch; in the second behind its chunks. Or in the middle of both
+    stops = ((0, 6), (9, 31)) if by_chunks else ((2, 3), (1, 5))
+    fields |= {"steps_per_call": 6, "batch_size": 4} if by_chunks else {}
+
+    def job(name):
+        return claimed(name, {"kd": {"weight": 1.0, "every": 3}}, **fields)
+
+    straight, stopped = job("straight"), job("stopped")
+    program = Program(stopped)
+    assert (program.strategy, program.chunk, len(program.devices)) == (strategy, 6 if by_chunks else 1, 2)
+    expected = train(straight)
+    for polls, step in stops:
+        with pytest.raises(Interrupted) as caught:
+            train(stopped, helpers.StopAt(polls))
+        assert caught.value.step == step
+    ended = train(stopped)
+    same(ended.state, expected.state)
+    assert ended.state.key.shape == (2,)
+    for a, b in zip(jax.tree.leaves(ended.state), jax.tree.leaves(expected.state), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+    assert records(stopped) == records(straight)
+    assert [record["epoch"] for record in records(stopped)] == [1, 2]
+
+
+def test_readings_are_taken_of_each_student(claimed):
+    """Here of numbers that each draws at its start; what reads them adds them up."""
+
+    @losses.register("drawn")
+    def drawn():
+        def init(key, student, teacher, setup):
+            return {}, {"numbers": jax.random.uniform(key, (5,))}
+
+        def loss(heads, state, student, teacher, batch, key):
+            return jnp.zeros(len(batch.labels)), state
+
+        return Term("drawn", loss, init=init, readings=lambda state: {"sum": np.asarray(state["numbers"]).sum()})
+
+    def run(name, **fields):
+        job = claimed(name, {"drawn": {"weight": 1.0}}, taught=False, epochs=1, student__model="speck", **fields)
+        (record,) = train(job).records
+        return record
+
+    together = run("together", seeds=SEEDS)
+    expected = {str(seed): run(f"seed {seed}", seed=seed)["terms"]["drawn"]["sum"] for seed in SEEDS}
+    found = {seed: record["terms"]["drawn"]["sum"] for seed, record in together["seeds"].items()}
+    assert found == pytest.approx(expected)
+    assert together["terms"]["drawn"]["sum"] == pytest.approx(np.mean(list(expected.values())))
+    assert together["std"]["terms"]["drawn"]["sum"] == pytest.approx(np.std(list(expected.values()), ddof=1))
+    assert len(set(expected.values())) == 2
+
+
+@pytest.mark.parametrize("strategy", ["unroll", "shard"])
+def test_each_students_weights_are_refitted_to_its_own_accuracies(claimed, monkeypatch, strategy):
+    """On the host, with NumPy, where a traced history has no numbers."""
+    job = claimed("refit", {}, taught=False, epochs=3, student__model="speck", seeds=SEEDS, seed_strategy=strategy)
+    lines = job.lines()
+    weight = Weight(jnp.zeros(()), lambda p, step: 1.0 + p, lambda p, history: jnp.asarray(np.nansum(history)))
+    monkeypatch.setattr(type(job), "lines", lambda self: {"ce": lines["ce"]._replace(weight=weight)})
+    seen = train(job).records
+    for seed in map(str, SEEDS):
+        own = [record["seeds"][seed] for record in seen]
+        accuracies = np.cumsum([0.0] + [record["train_accuracy"] for record in own[:-1]])
+        np.testing.assert_allclose([record["terms"]["ce"]["weight"] for record in own], 1 + accuracies, rtol=1e-6)
+
+
+def test_the_student_whose_loss_is_not_finite_is_named(claimed, monkeypatch):
+    initial = Program.initial
+
+    def spoilt(self):
+        state, frozen = initial(self)
+
+        def of_the_second(x):
+            values = np.array(x)
+            values[1] = np.nan
+            return jax.device_put(values, x.sharding)
+
+        return state.replace(params=jax.tree.map(of_the_second, state.params)), frozen
+
+    monkeypatch.setattr(Program, "initial", spoilt)
+    job = claimed("bad", {}, taught=False, student__model="speck", seeds=SEEDS)
+    message = "^test, seed 11: the term 'ce' became NaN or infinite at step 0; no checkpoint had been written yet in"
+    with pytest.raises(UserError, match=message):
+        train(job)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "message"),
+    [
+        ({}, 2, ""),
+        ({"seeds": SEEDS}, 2, ""),
+        ({"batch_size": 15}, 2, "1 of 2 devices are used: a batch of 15 is shared out evenly among 1"),
+        (
+            {"seeds": SEEDS},
+            3,
+            "2 of 3 devices are used: 2 seeds are shared out evenly among 2 groups of devices, and a batch of 16 among "
+            "1 in each",
+        ),
+    ],
+)
+def test_devices_that_stand_idle_are_told(claimed, capsys, monkeypatch, fields, count, message):
+    job = claimed("idle", {}, taught=False, epochs=1, student__model="speck", **fields)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    train(job)
+    said = [line for line in capsys.readouterr().err.splitlines() if "devices" in line]
+    assert said == ([f"gkd_jax: test: {message}"] if message else [])
+
+
+# ------------------------------------------------------------------------------------------------ what is kept
 
 
 def test_the_teacher_is_neither_changed_nor_saved(claimed, teacher):

@@ -1,5 +1,6 @@
 """A remembered teacher says what the teacher says, and is asked once."""
 
+import json
 import re
 
 import jax
@@ -59,7 +60,12 @@ def test_losses_are_those_of_a_teacher_that_is_asked_at_every_step(program, leve
     cached, plan, fixed = run(remembering)
     assert remembering.recall.cache.tier == ("device" if memory else "host")
     assert plan.teacher["logits"].dtype == jnp.float16
-    assert fixed.teacher == {}  # the network is no argument of the step any more
+    # The step reads nothing of the network any more
+    state, frozen = remembering.initial()
+    broken = fixed._replace(teacher=jax.tree.map(lambda x: x * jnp.nan, fixed.teacher))
+    assert jax.tree.leaves(broken.teacher)
+    step = remembering.step_at(0, state, plan, fixed)
+    assert np.isfinite(jax.block_until_ready(step(state, plan, broken)).metrics.loss)
     for name in ("ce", *TERMS[level]):
         ours, expected = (float(s.metrics.lines[name].value) for s in (cached, online))
         # float16 has eleven bits: 2^-11 is 5e-4 of each entry, and four steps carry it on
@@ -112,7 +118,7 @@ def test_the_next_run_asks_the_teacher_nothing(program, capsys):
     assert program("logits", teacher__cache_dir="off").recall.cache.from_disk == 0
 
 
-@pytest.mark.parametrize("change", ["weights", "images", "normalisation", "views", "type"])
+@pytest.mark.parametrize("change", ["weights", "images", "normalisation", "views", "type", "platform"])
 def test_what_was_kept_of_something_else_is_not_used(program, change, monkeypatch):
     program("logits").plan(0)
     other = program("logits", dtype="bfloat16" if change == "type" else "float32")
@@ -122,6 +128,9 @@ def test_what_was_kept_of_something_else_is_not_used(program, change, monkeypatc
         moved = jax.tree.map(lambda x: x * 1.01, known.variables)
         known = type(known)(**{**_fields(known), "variables": moved})
         job = type(job)(**{**_fields(job), "teacher": job.teacher._replace(finished=known)})
+    elif change == "platform":
+        facts = recall._facts
+        monkeypatch.setattr(recall, "_facts", lambda *given: {**facts(*given), "computed_on": "gpu"})
     elif change != "type":
         changed = {
             "images": {"digest": "another"},
@@ -132,6 +141,14 @@ def test_what_was_kept_of_something_else_is_not_used(program, change, monkeypatc
     assert Program(job, devices=jax.devices()[:1]).recall.cache.from_disk == 0
 
 
+def test_what_is_kept_says_what_it_is(program, tmp_path):
+    program("embedding").plan(0)
+    known = [json.loads(path.read_text()) for path in (tmp_path / "teachers").rglob("describe.json")]
+    assert sorted(facts["rows"] for facts in known) == ["embedding", "logits"]
+    for facts in known:
+        assert (facts["computed_on"], facts["computed_in"], facts["kept_in"]) == ("cpu", "float32", "float16")
+
+
 def _fields(record):
     return {name: getattr(record, name) for name, field in record.__dataclass_fields__.items() if field.init}
 
@@ -139,17 +156,16 @@ def _fields(record):
 @pytest.mark.parametrize(
     ("level", "cache", "missing"),
     [
-        ("embedding", "logits", "the objective needs teacher.embedding, which it does not hold"),
-        ("gradients", "embedding", "the objective needs the gradient ce@input, which it does not hold"),
-        ("gradients", "logits", "the objective needs teacher.embedding and the gradient ce@input"),
+        ("embedding", "logits", ["teacher.embedding"]),
+        ("gradients", "embedding", ["the gradient ce@input"]),
+        ("gradients", "logits", ["teacher.embedding", "the gradient ce@input"]),
     ],
 )
-def test_an_objective_that_needs_more_says_so_and_has_the_teacher_online(program, capsys, level, cache, missing):
+def test_an_objective_that_needs_more_has_the_teacher_online(program, capsys, level, cache, missing):
     online = program(level, cache)
     assert online.recall is None
-    said = capsys.readouterr().err
-    assert f"teacher.cache = {cache!r} is of no use here" in said
-    assert missing in said.replace(" the teacher embedding", "")
+    assert capsys.readouterr().err == ""  # the run said so at its start
+    assert recall.unheld(cache, online.lines) == missing
     state, plan, fixed = run(online, steps=1)
     assert plan.teacher == {}
     assert fixed.teacher
@@ -172,10 +188,69 @@ def test_a_gradient_that_is_drawn_is_not_remembered():
 
 def test_memory_that_is_not_there_leaves_the_teacher_online(program, capsys, monkeypatch):
     monkeypatch.setattr("gkd_jax.training.tables.available_memory", lambda: 1000)
-    assert program("logits").recall is None
+    _, plan, _ = run(no_room := program("logits"), steps=1)
+    assert no_room.recall is None
+    assert plan.teacher == {}
+    assert no_room.plan(1).teacher == {}
+    (said,) = capsys.readouterr().err.splitlines()
     assert re.search(
-        r"teacher.cache = 'logits' is of no use here, .*1,152 rows of logits take 9,216 bytes", capsys.readouterr().err
+        "teacher.cache = 'logits' is of no use here, the teacher runs at every step: 1,152 rows of logits, one for "
+        "each view of each image, however few are looked up, take 9,216 bytes",
+        said,
     )
+
+
+def test_a_teacher_without_an_embedding_is_asked_at_every_step(program, capsys):
+    bare = program("logits", "embedding")
+    whole = bare.job.teacher
+    model = whole.model._replace(apply=lambda *args, **more: _without_embedding(*whole.model.apply(*args, **more)))
+    job = type(bare.job)(**{**_fields(bare.job), "teacher": whole._replace(model=model)})
+    bare = Program(job, devices=jax.devices()[:1])
+    state, plan, _ = run(bare, steps=1)
+    assert plan.teacher == {}
+    assert np.isfinite(state.metrics.loss)
+    assert "the teacher resnet8 gives no embedding, which it is to hold" in capsys.readouterr().err
+
+
+def _without_embedding(outputs, statistics):
+    return outputs._replace(embedding=None), statistics
+
+
+def test_a_run_that_is_over_opens_nothing(program, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recall, "Cache", pytest.fail)
+    over = program("logits")
+    _, frozen = over.initial()
+    over.fixed(frozen)
+    assert over.recall
+    assert not (tmp_path / "teachers").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_where_the_rows_are_is_said(program, tmp_path, capsys):
+    program("logits").plan(0)
+    folder = tmp_path / "teachers"
+    # Four float16 in memory, and an int32 more on disk, for each of 64 images in 18 views
+    told = (
+        "teacher.cache: 0.0 MB of logits in the host's memory, {} views of them from {}, where all of them take 0.0 MB"
+    )
+    assert told.format(0, folder) in capsys.readouterr().err
+    again = program("logits", seed=1)
+    again.plan(0)
+    assert (again.recall.cache.nbytes, again.recall.cache.on_disk) == (1152 * 8, 1152 * 12)
+    assert told.format("1,152", folder) in capsys.readouterr().err
+    program("logits", teacher__cache_dir="off").plan(0)
+    assert "0.0 MB of logits in the host's memory, none on disk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fields", "seeds"), [({}, 1), ({"seeds": (3, 11)}, 2), ({"seeds_share_batches": True}, 1)])
+def test_the_cost_is_that_of_the_seeds_that_draw(program, monkeypatch, fields, seeds):
+    found = []
+    choose = recall.Cache.choose
+    monkeypatch.setattr(recall.Cache, "choose", lambda self, *given: found.append(given) or choose(self, *given))
+    if "seeds_share_batches" in fields:
+        fields = {**fields, "seeds": (3, 11)}
+    program("logits", **fields).plan(0)
+    assert found == [(2, 64 * seeds, 18, seeds)]
 
 
 def test_few_epochs_fill_as_they_go_and_many_up_front(program, capsys, monkeypatch):
@@ -191,6 +266,21 @@ def test_few_epochs_fill_as_they_go_and_many_up_front(program, capsys, monkeypat
     many.plan(0)
     assert many.recall.cache.computed == 1152
     assert "up front" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_rows_do_not_depend_on_what_else_is_asked(program, monkeypatch, devices):
+    """To the last bit: what a run that goes on computes anew is what the one that was stopped had."""
+    monkeypatch.setattr(recall, "_BATCH", 96)
+    size, rng = 64 * 18, np.random.default_rng(0)
+    one, other = (program("gradients", devices=devices, teacher__cache_dir="off") for _ in range(2))
+    one.recall.cache.fill_all()
+    for ids in np.split(rng.permutation(size), np.sort(rng.integers(0, size, 5))):
+        other.recall.cache.fill(ids)
+    first, second = (made.recall.cache.lookup(np.arange(size), made.replicated) for made in (one, other))
+    assert sorted(first) == ["ce@input", "embedding", "logits"]
+    for name, rows in first.items():
+        np.testing.assert_array_equal(rows, second[name])
 
 
 def test_one_cache_serves_all_seeds(program):

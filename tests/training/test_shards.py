@@ -1,13 +1,16 @@
 import errno
+import io
 import os
 import pathlib
 import re
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
 
-from gkd_jax.training.shards import DESCRIPTION, Shards, key
+from gkd_jax.training import shards
+from gkd_jax.training.shards import DESCRIPTION, Shards, Writer, key, room
 
 SIZE, SHAPE = 50, (3,)
 
@@ -206,6 +209,88 @@ def test_what_may_not_be_read_is_left_alone(tmp_path: pathlib.Path, monkeypatch:
     assert ids == [1]
     assert f"cannot read {private}: Permission denied" in message
     assert read(tmp_path) == ([1, 2], [])
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_while_it_is_read_costs_no_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write(tmp_path, 1)
+    unlucky = write(tmp_path, 2)
+
+    class Failing(io.BytesIO):
+        def read(self, count: int | None = -1) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+    original = pathlib.Path.open
+
+    def opened(self: pathlib.Path, *args: object) -> object:
+        if self != unlucky:
+            return original(self, *args)
+        with original(self, *args) as file:
+            return Failing(file.read())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "open", opened)
+        ids, (message,) = read(tmp_path)
+    assert ids == [1]
+    assert f"cannot read {unlucky}: {os.strerror(number)}; its rows are computed anew" in message
+    assert read(tmp_path) == ([1, 2], [])
+
+
+def test_a_writer_makes_one_shard_of_all_parts_in_order(tmp_path: pathlib.Path) -> None:
+    kept = Shards(tmp_path, pytest.fail)
+    with Writer() as writer:
+        for start in range(0, 40, 10):
+            numbers = np.arange(start, start + 10)
+            writer.write(kept, [(part, rows_of(part)) for part in np.split(numbers, 2)])
+    assert len(list(tmp_path.iterdir())) == 4
+    assert read(tmp_path) == (list(range(40)), [])
+    assert kept.nbytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said: list[str] = []
+    kept = Shards(tmp_path, said.append)
+    monkeypatch.setattr(os, "replace", full)
+    with Writer() as writer:
+        for number in range(5):
+            writer.write(kept, [(np.array([number]), rows_of(np.array([number])))])
+    assert len(said) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "expected"),
+    [
+        (1 << 40, 10 << 30, 8 << 30),  # 2 GB are spared
+        (1000, 500, 400),  # a tenth of a small disk
+        (1 << 40, 1 << 30, 0),
+    ],
+)
+def test_the_room_on_a_disk(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, expected: int
+) -> None:
+    asked = []
+
+    def usage(folder: pathlib.Path) -> object:
+        asked.append(folder)
+        return shutil._ntuple_diskusage(total, total - free, free)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shards.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+    assert room(tmp_path / "not" / "yet") == expected
+    assert asked == [tmp_path]
+
+
+def test_a_disk_that_says_nothing_is_tried(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mute(folder: pathlib.Path) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(shards.shutil, "disk_usage", mute)  # type: ignore[attr-defined]
+    assert room(tmp_path) == float("inf")
 
 
 def test_the_description_is_written_once(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,128 @@
+"""Everything that a first accelerator should answer, in one command that needs no preparation.
+
+python -m experiments.accelerator [--minutes 25]
+
+It measures, in the order of what matters most, until the minutes are over: the pairs and objectives that the project
+promises a time for, students of several seeds, chunk lengths, and XLA's flags that may remove launches. Every figure is
+written as soon as it is known: one JSON file each in experiments/results/accelerator, and a table at the end. Without
+PyTorch (`pip install -e '.[bench]'`) our side alone is measured.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+FOLDER = pathlib.Path(__file__).parent / "results" / "accelerator"
+_EPOCHS, _EPOCH = 240, 50_000
+_LEAST = 60.0  # seconds that a measurement is worth beginning with
+
+
+class Trial(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+      name: of its file.
+      arguments: of `experiments.benchmark`.
+      minutes: that 240 epochs should take at most on an H200; 0 if nothing is promised.
+      flags: XLA's, beside those of the environment.
+    """
+
+    name: str
+    arguments: str
+    minutes: float = 0.0
+    flags: str = ""
+
+
+_SMALL, _WIDE = "--pair resnet50,mobilenetv2_half", "--pair resnet32x4,resnet8x4"
+_OURS = "--peer none"
+_BUFFERS = "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION,WHILE"
+TRIALS = (
+    Trial("small-kd", f"{_SMALL} --objective kd --settings all", 5.0),
+    Trial("small-gm", f"{_SMALL} --objective kd+gm --settings field --repeats 3", 11.0),
+    Trial("small-w", f"{_SMALL} --objective kd+w {_OURS}"),
+    Trial("small-cg", f"{_SMALL} --objective kd+cg {_OURS}"),
+    Trial("small-w-cg", f"{_SMALL} --objective kd+w+cg {_OURS}", 6.0),
+    Trial("wide-kd", f"{_WIDE} --objective kd --settings field", 3.5),
+    Trial("small-kd-cache", f"{_SMALL} --objective kd --cache logits {_OURS}"),
+    Trial("small-kd-8-vmap", f"{_SMALL} --objective kd --cache logits --seeds 8 --seed_strategy vmap {_OURS}", 15.0),
+    Trial("small-kd-8-unroll", f"{_SMALL} --objective kd --cache logits --seeds 8 --seed_strategy unroll {_OURS}"),
+    Trial("small-kd-step-1", f"{_SMALL} --objective kd --steps_per_call 1 {_OURS}"),
+    Trial("small-kd-step-16", f"{_SMALL} --objective kd --steps_per_call 16 {_OURS}"),
+    Trial("small-kd-step-391", f"{_SMALL} --objective kd --steps_per_call 391 {_OURS}"),
+    Trial("small-kd-buffers", f"{_SMALL} --objective kd {_OURS}", flags=_BUFFERS),
+    Trial("small-kd-graphs-of-one", f"{_SMALL} --objective kd {_OURS}", flags="--xla_gpu_graph_min_graph_size=1"),
+    Trial("small-w-ott", f"{_SMALL} --objective kd+w --solver ott {_OURS}"),
+    Trial("wide-kd-8-vmap", f"{_WIDE} --objective kd --cache logits --seeds 8 --seed_strategy vmap {_OURS}"),
+    Trial("wide-kd-8-unroll", f"{_WIDE} --objective kd --cache logits --seeds 8 --seed_strategy unroll {_OURS}"),
+)
+
+
+def run(trial: Trial, seconds: float, torch: bool, extra: list[str]) -> dict[str, Any]:
+    """Returns a trial's figures, or {"failed": why}; its file is written."""
+    file = FOLDER / f"{trial.name}.json"
+    file.unlink(missing_ok=True)
+    arguments = [*trial.arguments.split(), *extra, "--json", str(file), "--dry"]
+    if not torch and "--peer" not in arguments:
+        arguments += _OURS.split()
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {trial.flags}".strip()}
+    command = [sys.executable, "-m", "experiments.benchmark", *arguments]
+    try:
+        ended = subprocess.run(command, env=environment, timeout=seconds, stdout=subprocess.DEVNULL, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done in {seconds:.0f} s"}
+    if ended.returncode or not file.exists():
+        return {"failed": f"exit status {ended.returncode}"}
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def row(trial: Trial, found: dict[str, Any]) -> str:
+    """Returns a trial's line of the table; 240 epochs of all seeds together, with compilation and the cache's fill."""
+    if "failed" in found:
+        return f"| {trial.name} | {found['failed']} | | | | |"
+    rate, seeds = found["ours"]["images_per_second"], found["setup"]["seeds"]
+    filling = found["fill"]["seconds"] if found.get("fill") else 0.0
+    # The cache of one run serves all the next: several seeds are promised from a filled one
+    whole = _EPOCHS * _EPOCH * seeds / rate + found["ours"]["compile_seconds"]
+    promised = f"{trial.minutes:.1f}" if trial.minutes else ""
+    ratios = "".join(f" | {found[name]:.2f}" if name in found else " | " for name in ("ratio", "ratio_fastest"))
+    fill = f" + {filling / 60:.1f} fill" if filling else ""
+    return f"| {trial.name} | {rate:,.0f} | {whole / 60:.2f}{fill} | {promised}{ratios} |"
+
+
+def main() -> int:
+    """Runs what there is time for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--only", default="", help="names of trials, by commas")
+    parser.add_argument("--extra", default="", help="arguments for every benchmark")
+    given = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    torch = importlib.util.find_spec("torch") is not None
+    chosen = [trial for trial in TRIALS if not given.only or trial.name in given.only.split(",")]
+    end = time.monotonic() + 60 * given.minutes
+    head = "| trial | images a second | minutes for 240 epochs | promised (H200) | / field | / fastest |\n"
+    lines = [head + "|---|---|---|---|---|---|"]
+    for trial in chosen:
+        left = end - time.monotonic()
+        if left < _LEAST:
+            break
+        lines.append(row(trial, run(trial, left, torch, given.extra.split())))
+        sys.stderr.write(lines[-1] + "\n")
+        (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
