@@ -121,7 +121,7 @@ class Ours:
         self.program.recall.how = "by epoch"  # of all views only those that are seen
         cache = self.program.recall.cache
         last = len(self.job.dataset.train_labels) * self.job.dataset.num_views
-        batch = done = min(1024, last // 3)
+        batch = done = min(128 if self._jax.devices()[0].platform == "cpu" else 1024, last // 3)
         cache.fill(np.arange(batch))
         compiled, filled = cache.seconds, 0
         while cache.seconds - compiled < _FILLED and done < last:

@@ -32,6 +32,7 @@ from gkd_jax.training.teacher import Teacher
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
 _BATCH = 1024  # views that the teacher is asked for at a time
+_BATCH_ON_CPU = 128  # where more brings nothing, and a resnet50's gradients would take 30 GB
 _GB = 1 << 30
 _SHARE = 0.5  # of the device's free memory, where no budget is given
 
@@ -116,8 +117,9 @@ class Recall:
         devices = self._where.device_set
         size = len(self._dataset.train_images) * self._views
         rows, shards = self._row_shapes, {}
+        platform = next(iter(devices)).platform  # type: ignore[attr-defined]
+        most = min(_BATCH, _BATCH_ON_CPU) if platform == "cpu" else _BATCH
         if self._folder is not None:
-            platform = next(iter(devices)).platform  # type: ignore[attr-defined]
             facts = _facts(self._teacher, self._dataset, self._dtype, platform)
             shards = {name: Shards(self._folder / key(**facts, rows=name), say) for name in rows}
         try:
@@ -125,7 +127,7 @@ class Recall:
                 self._ask(),
                 rows,
                 size=size,
-                batch=-(-min(_BATCH, size) // len(devices)) * len(devices),
+                batch=-(-min(most, size) // len(devices)) * len(devices),
                 where=self._where,
                 device_budget=_budget(self._memory, self._where),
                 shards=shards,
