@@ -11,10 +11,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gkd_jax.models.convolution import convolve
-from gkd_jax.models.normalisation import BATCH_NORM_EPSILON, normalise_batch, per_channel
 from gkd_jax.outputs import Outputs
 
 BATCH_NORM_MOMENTUM = 0.9  # what PyTorch writes as 0.1
+BATCH_NORM_EPSILON = 1e-5
 
 Initializer = Callable[..., Any]
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -33,6 +33,10 @@ class Compute:
     dtype: Any = jnp.float32
     conv: str = "matmul"
     folded: bool = False
+
+
+def _per_channel(values: Float[Array, " k"]) -> Float[Array, "1 1 1 k"]:
+    return values[None, None, None]
 
 
 class Conv(nn.Module):
@@ -75,7 +79,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            x = x + per_channel(bias.astype(dtype))
+            x = x + _per_channel(bias.astype(dtype))
         return x
 
 
@@ -85,7 +89,7 @@ class BatchNorm(nn.Module):
     `y = scale · (x - μ) / √(σ² + 1e-5) + bias`, where μ and σ² are of the batch in training and the running ones
     otherwise. Running values move by `new = 0.9 · old + 0.1 · batch`. The batch is normalised by its biased variance
     (divided by n) while the running variance receives the unbiased one (n - 1), which flax's own module does not.
-    All in float32, by `normalise_batch`.
+    All in float32; the variance is the mean of squared deviations, since E[x²] - E[x]² cancels for large means.
 
     When `compute.folded`, the statistics are already in `scale` and `bias`: `y = scale · x + bias`.
 
@@ -103,19 +107,21 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.compute.folded:
-            return (wide * per_channel(scale) + per_channel(bias)).astype(self.compute.dtype)
+            return (wide * _per_channel(scale) + _per_channel(bias)).astype(self.compute.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if train:
-            y, mean, var = normalise_batch(wide, jnp.asarray(scale), jnp.asarray(bias), self.compute.conv)
+            mean = wide.mean((0, 1, 2))
+            centred = wide - _per_channel(mean)
+            var = jnp.square(centred).mean((0, 1, 2))
             n = x.size // x.shape[-1]
             unbiased = var * (n / max(n - 1, 1))
             keep = BATCH_NORM_MOMENTUM
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
-            factor = scale * lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
-            y = (wide - per_channel(running_mean.value)) * per_channel(factor) + per_channel(bias)
+            centred, var = wide - _per_channel(running_mean.value), running_var.value
+        y = centred * _per_channel(scale * lax.rsqrt(var + BATCH_NORM_EPSILON)) + _per_channel(bias)
         return y.astype(self.compute.dtype)
 
 
