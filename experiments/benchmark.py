@@ -26,7 +26,7 @@ from typing import Any
 
 from experiments.bench import report
 from experiments.bench.compare import Worker, alternate
-from experiments.bench.ours import OBJECTIVES
+from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.reporting.files import write_json
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "benchmarks.md"

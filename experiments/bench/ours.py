@@ -12,15 +12,14 @@ likes, then `{"finish": true}`.
 
 import glob
 import json
-import os
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.bench.protocol import OBJECTIVES, Answer, answer_all, on_standard_streams
 from gkd_jax import machine
 
 # A line of the objective for each part of its name
@@ -29,14 +28,6 @@ _TERMS: dict[str, tuple[str, dict[str, Any]]] = {
     "w": ("wasserstein", {}),
     "cg": ("gradient", {"wrt": "classifier"}),
     "gm": ("gradient", {"wrt": "input"}),
-}
-OBJECTIVES = {
-    "kd": ("kd",),
-    "kd+w": ("kd", "w"),
-    "kd+cg": ("kd", "cg"),
-    "kd+w+cg": ("kd", "w", "cg"),
-    "kd+gm": ("kd", "gm"),
-    "full": ("kd", "w", "gm"),
 }
 _FILLED = 2.0  # seconds that the rate of a fill is measured for, after the call that compiles
 _WARMUP = 3
@@ -227,32 +218,15 @@ def _instructions(text: str) -> int:
     return sum(" = " in line and not any(f" {name}" in line for name in free) for line in entry)
 
 
-def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+def serve(lines: Any, answer: Answer) -> None:
     """Answers `lines` until one says "finish", or they end."""
     setup = json.loads(next(lines))
     machine.prepare(setup["cpu_devices"])
     machine.keep_compiled(setup["compilation_cache"])
     ours = Ours(setup)
     answer(ours.ready())
-    for line in lines:
-        request = json.loads(line)
-        if request.get("finish"):
-            answer(ours.finish())
-            return
-        answer(ours.run(request["steps"]))
-
-
-def main() -> None:
-    """Serves the standard input."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(reply: dict[str, Any]) -> None:
-        channel.write(json.dumps(reply) + "\n")
-        channel.flush()
-
-    serve(iter(sys.stdin), answer)
+    answer_all(lines, answer, ours.run, ours.finish)
 
 
 if __name__ == "__main__":
-    main()
+    on_standard_streams(serve)

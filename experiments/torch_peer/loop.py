@@ -9,18 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.bench.protocol import OBJECTIVES
 from experiments.torch_peer import images as views
 from experiments.torch_peer import losses
 from experiments.torch_peer.networks import create
-
-OBJECTIVES: dict[str, tuple[str, ...]] = {
-    "kd": ("kd",),
-    "kd+w": ("kd", "w"),
-    "kd+cg": ("kd", "cg"),
-    "kd+w+cg": ("kd", "w", "cg"),
-    "kd+gm": ("kd", "gm"),
-    "full": ("kd", "w", "gm"),
-}
 
 _BANK = 4096  # examples with given teacher outputs: input gradients of 50,000 would be 600 MB
 

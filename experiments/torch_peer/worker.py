@@ -16,11 +16,9 @@ first step's seconds are `compile_seconds`. What is no answer goes to the standa
 """
 
 import json
-import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.bench.protocol import Answer, answer_all, on_standard_streams
 from experiments.torch_peer.loop import Peer, Setting, Unsupported
 
 _WARMUP = 3
@@ -119,7 +118,7 @@ def _data(path: str | None, num_classes: int, seed: int) -> tuple[np.ndarray, np
         return arrays["x_train"], arrays["y_train"].astype(np.int64)
 
 
-def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+def serve(lines: Any, answer: Answer) -> None:
     """Answers `lines` until one says "finish", or they end."""
     try:
         peer, ready = build(json.loads(next(lines)))
@@ -127,26 +126,12 @@ def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
         answer({"unsupported": str(error)})
         return
     answer(ready)
-    for line in lines:
-        request = json.loads(line)
-        if request.get("finish"):
-            answer(finish(peer))
-            return
-        answer({"seconds": peer.run(request["steps"]), "steps": request["steps"]})
 
+    def run(steps: int) -> dict[str, Any]:
+        return {"seconds": peer.run(steps), "steps": steps}
 
-def main() -> None:
-    """Serves the standard input."""
-    # Compilers and libraries write to file descriptor 1 as well: from here on they mean the standard error
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(reply: dict[str, Any]) -> None:
-        channel.write(json.dumps(reply) + "\n")
-        channel.flush()
-
-    serve(iter(sys.stdin), answer)
+    answer_all(lines, answer, run, lambda: finish(peer))
 
 
 if __name__ == "__main__":
-    main()
+    on_standard_streams(serve)
