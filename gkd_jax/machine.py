@@ -30,7 +30,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     set in the environment (`MALLOC_...`, `JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays as it is.
 
     Args:
-      cpu_devices: how many devices the CPU counts as; "auto" for two, if there are two cores.
+      cpu_devices: how many devices the CPU counts as; "auto" for two, if there are two cores, which a run need not use.
       deterministic: whether a GPU must give the same bits from run to run.
     """
     flags = os.environ.get("XLA_FLAGS", "")

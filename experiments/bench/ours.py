@@ -109,10 +109,12 @@ class Ours:
             return None
         import numpy as np
 
+        from gkd_jax.training import recall
+
         self.program.recall.how = "by epoch"  # of all views only those that are seen
         cache = self.program.recall.cache
         last = len(self.job.dataset.train_labels) * self.job.dataset.num_views
-        batch = done = min(128 if self._jax.devices()[0].platform == "cpu" else 1024, last // 3)
+        batch = done = min(recall.views_at_once(self._jax.devices()[0].platform), last // 3)
         cache.fill(np.arange(batch))
         compiled, filled = cache.seconds, 0
         while cache.seconds - compiled < _FILLED and done < last:
@@ -161,13 +163,13 @@ class Ours:
     def _fill(self) -> dict[str, Any] | None:
         if self.program.recall is None or self.fill_rate is None:
             return None
-        from gkd_jax.training import cost
+        from gkd_jax.training import cost, recall
 
-        views, images = self.job.dataset.num_views, 50_000
-        size, seeds = images * views, max(len(self.program.seeds), 1)
-        at_once = cost.up_front(size, 1024)
+        images, batch = 50_000, recall.views_at_once(self._jax.devices()[0].platform)
+        size, seeds = images * self.job.dataset.num_views, max(len(self.program.seeds), 1)
+        at_once = cost.up_front(size, batch)
         epochs, seen = self.job.config["epochs"], images * seeds
-        lazily = cost.by_epoch(size, size=size, views=views, epochs=epochs, per_epoch=seen, batch=1024, seeds=seeds)
+        lazily = cost.by_epoch(size, size=size, epochs=epochs, per_epoch=seen, batch=batch, seeds=seeds)
         return {
             "images_per_second": self.fill_rate,
             "forwards": min(at_once, lazily),

@@ -13,6 +13,7 @@ Shape = tuple[int, ...]
 # Convolutions whose jaxprs do other multiply-adds than they stand for, by the names of their jits
 _REWRITTEN = ("depthwise_taps", "convolve_3x3")
 _CONVOLUTIONS = ("conv_general_dilated", "convolve_3x3")
+_LITTLE = 0.25
 _ALL = ("conv_general_dilated", "dot_general", *_REWRITTEN)
 
 
@@ -69,9 +70,10 @@ def macs(model: Model, image_shape: Shape) -> int:
     return _count(_trace(model, image_shape)[1])
 
 
-def convolution_macs(model: Model, image_shape: Shape) -> int:
-    """Returns those of `macs` that are done by convolutions as such: neither 1x1 nor depthwise ones."""
-    return _count(_trace(model, image_shape)[1], _CONVOLUTIONS)
+def mostly_pointwise(model: Model, image_shape: Shape) -> bool:
+    """Returns whether little of `macs`, less than a quarter, is convolutions that are neither 1x1 nor depthwise."""
+    jaxpr = _trace(model, image_shape)[1]
+    return _count(jaxpr, _CONVOLUTIONS) < _LITTLE * _count(jaxpr)
 
 
 def _trace(model: Model, image_shape: Shape) -> tuple[Variables, Any, Outputs]:

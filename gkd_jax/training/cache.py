@@ -132,19 +132,17 @@ class Cache:
         """Whether every id is held in every quantity."""
         return self.missing == 0
 
-    def cost(self, epochs: int, per_epoch: int, views: int, seeds: int = 1) -> tuple[int, int]:
+    def cost(self, epochs: int, per_epoch: int, seeds: int = 1) -> tuple[int, int]:
         """Returns the forwards `(up_front, by_epoch)` that a run still takes, padding included.
 
         Args:
           epochs: to come.
           per_epoch: ids looked up in an epoch, those of all seeds together.
-          views: of an example.
           seeds: that draw batches of their own; 1 where all share them.
         """
         lazily = cost.by_epoch(
             self.missing,
             size=len(self._whole),
-            views=views,
             epochs=epochs,
             per_epoch=per_epoch,
             batch=self._batch,
@@ -152,14 +150,12 @@ class Cache:
         )
         return cost.up_front(self.missing, self._batch), lazily
 
-    def choose(
-        self, epochs: int, per_epoch: int, views: int, seeds: int = 1
-    ) -> tuple[Literal["up front", "by epoch"], str]:
+    def choose(self, epochs: int, per_epoch: int, seeds: int = 1) -> tuple[Literal["up front", "by epoch"], str]:
         """Returns the cheaper way to fill, and a sentence that says why; arguments as for `cost`.
 
         A tie goes to "up front", which leaves later runs a complete cache.
         """
-        at_once, lazily = self.cost(epochs, per_epoch, views, seeds)
+        at_once, lazily = self.cost(epochs, per_epoch, seeds)
         if not at_once:
             return "up front", f"all {len(self._whole):,} views are held"
         compared = (

@@ -21,21 +21,17 @@ def up_front(missing: int, batch: int) -> int:
     return -(-missing // batch) * batch
 
 
-def by_epoch(
-    missing: int, *, size: int, views: int, epochs: int, per_epoch: int, batch: int, seeds: int | None = None
-) -> int:
+def by_epoch(missing: int, *, size: int, epochs: int, per_epoch: int, batch: int, seeds: int) -> int:
     """Returns the expected number of forwards, padding included, of a run that asks for what each epoch needs.
 
     Args:
       missing: views that are not held.
-      size: examples times `views`.
-      views: of an example.
+      size: examples times the views of each.
       epochs: to come.
       per_epoch: views looked up in an epoch, those of all seeds together.
       batch: views that are computed at a time.
-      seeds: that draw their own batches, 1 where all share them; as few as can look up so many, if not given.
+      seeds: that draw their own batches; 1 where all share them.
     """
-    seeds = seeds or max(1, math.ceil(per_epoch * views / size))
     looked_up = 1 - (1 - per_epoch / seeds / size) ** seeds
     left, batches = float(missing), 0.0
     for _ in range(epochs):

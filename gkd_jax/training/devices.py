@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gkd_jax.models.count import mostly_pointwise
+from gkd_jax.outputs import Model
+
 
 def mesh(devices: Sequence[jax.Device], seeds: int = 1) -> Mesh:
     """Returns the devices along the axes "seed", which has `seeds` places, and "data"."""
@@ -20,6 +23,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def evenly(count: int, most: int) -> int:
     """Returns the largest number up to `most` that divides `count`."""
     return max(n for n in range(1, most + 1) if count % n == 0)
+
+
+def faster_alone(devices: Sequence[jax.Device], student: Model, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether the first of the devices trains the student faster than all: of a CPU, a mostly pointwise one.
+
+    XLA's threads do one 3x3 convolution's weight gradient less well together than two of half the batch. Products and
+    depthwise convolutions they do well, and every BatchNorm would wait for the other device's sums: a step of
+    mobilenetv2_half with input gradients takes 1.4 times as long on two devices as on one.
+    """
+    return len(devices) > 1 and devices[0].platform == "cpu" and mostly_pointwise(student, image_shape)
 
 
 def one_program_at_a_time(devices: Sequence[jax.Device]) -> bool:

@@ -82,7 +82,9 @@ def _say_idle(program: Program, count: int) -> None:
         return
     groups = program.mesh.shape["seed"]
     shared = f"a batch of {batch} is shared out evenly among {used}"
-    if program.strategy == "shard":
+    if program.faster_alone:
+        shared = f"{program.job.config['student']['model']} trains faster on one of a CPU's (cpu_devices)"
+    elif program.strategy == "shard":
         shared = (
             f"{len(program.seeds)} seeds are shared out evenly among {groups} groups of devices, and a batch of "
             f"{batch} among {used // groups} in each"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from gkd_jax.models.count import convolution_macs, macs
+from gkd_jax.models.count import mostly_pointwise
 from gkd_jax.outputs import Model
 from gkd_jax.training.devices import evenly
 from gkd_jax.training.state import TrainState
@@ -27,9 +27,6 @@ Carried = Any  # from step to step of a program: a state of all students, or a t
 _PARTS = (field.name for field in dataclasses.fields(TrainState))
 _OWN_STATE = TrainState(**{part: None if part == "step" else 0 for part in _PARTS})
 _OWN_FIXED = Fixed(images=None, labels=None, teacher=None, frozen=0)  # type: ignore[arg-type]
-
-# Below this share of dense convolutions their slower grouped form costs less than the rest gains
-_FEW = 0.25
 
 
 def one(tree: Tree, place: Any) -> Tree:
@@ -178,5 +175,4 @@ def strategy(count: int, devices: int, platform: str, student: Model, image_shap
         return "shard"
     if platform == "cpu":
         return "unroll"
-    total, dense = macs(student, image_shape), convolution_macs(student, image_shape)
-    return "vmap" if dense < _FEW * total else "unroll"
+    return "vmap" if mostly_pointwise(student, image_shape) else "unroll"

@@ -19,7 +19,7 @@ from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Setup, Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
-from gkd_jax.training.devices import evenly, mesh, one_program_at_a_time, replicated
+from gkd_jax.training.devices import evenly, faster_alone, mesh, one_program_at_a_time, replicated
 from gkd_jax.training.recall import OfNoUse, Recall, outputs, unheld
 from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
 from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
@@ -73,7 +73,8 @@ class Program:
 
         Args:
           job: what is to be trained.
-          devices: to share each batch, or the seeds, among; all there are by default, as far as they share evenly.
+          devices: to share each batch, or the seeds, among; by default all there are that it is worth sharing among, as
+            far as they share evenly.
           platform: to lower for, where it is not that of the devices.
         """
         config, dataset = job.config, job.dataset
@@ -87,9 +88,14 @@ class Program:
             job.teacher.model if job.teacher else None,
             job.teacher.variables if job.teacher else {},
         )
+        chosen = devices is None and config["cpu_devices"] == "auto"
         devices = jax.devices() if devices is None else list(devices)
         platform = platform or devices[0].platform
         self.strategy = self._strategy(platform, len(devices))
+        self.faster_alone = (
+            chosen and self.strategy != "shard" and faster_alone(devices, self.networks.student, dataset.image_shape)
+        )
+        devices = devices[:1] if self.faster_alone else devices
         apart = evenly(len(self.seeds), min(len(devices), len(self.seeds))) if self.strategy == "shard" else 1
         self.devices = devices[: apart * evenly(config["batch_size"], len(devices) // apart)]
         self.waits = one_program_at_a_time(self.devices)

@@ -31,14 +31,17 @@ from gkd_jax.training.tables import TooLarge
 from gkd_jax.training.teacher import Teacher
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
-_BATCH = 1024  # views that the teacher is asked for at a time
-_BATCH_ON_CPU = 128  # where more brings nothing, and a resnet50's gradients would take 30 GB
 _GB = 1 << 30
 _SHARE = 0.5  # of the device's free memory, where no budget is given
 
 
 class OfNoUse(UserError):
     """A cache cannot speak for the teacher in this run."""
+
+
+def views_at_once(platform: str) -> int:
+    """Returns how many views the teacher is asked for at a time; on CPU a resnet50's gradients of 1,024 take 30 GB."""
+    return 128 if platform == "cpu" else 1024
 
 
 def unheld(level: str, lines: Lines) -> list[str]:
@@ -118,7 +121,7 @@ class Recall:
         size = len(self._dataset.train_images) * self._views
         rows, shards = self._row_shapes, {}
         platform = next(iter(devices)).platform  # type: ignore[attr-defined]
-        most = min(_BATCH, _BATCH_ON_CPU) if platform == "cpu" else _BATCH
+        most = views_at_once(platform)
         if self._folder is not None:
             facts = _facts(self._teacher, self._dataset, self._dtype, platform)
             shards = {name: Shards(self._folder / key(**facts, rows=name), say) for name in rows}
@@ -206,7 +209,7 @@ class Recall:
         ids = self._ids(index, view)
         if self.how is None:
             seeds = ids.shape[0] if ids.ndim == 3 else 1
-            self.how, why = self.cache.choose(epochs, ids.size, self._views, seeds)
+            self.how, why = self.cache.choose(epochs, ids.size, seeds)
             say(f"teacher.cache: {self._whereabouts()}; {why}")
             if self.how == "up front":
                 self.cache.fill_all()

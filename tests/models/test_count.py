@@ -75,3 +75,13 @@ def test_multiply_accumulates(function, macs):
 def test_a_network_that_reports_only_logits():
     summary = count.summary(of_function(lambda x: x.sum((1, 2))), (2, 2, 3))
     assert summary == count.Summary(0, 0, (), None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "pointwise"),
+    # Of a bottleneck's 1x1, 3x3 and 1x1 convolutions with c channels between 4c, the 3x3 does 9 parts of 17
+    [("mobilenetv2_half", True), ("mobilenetv2", True), ("resnet20", False), ("resnet50", False), ("wrn_16_2", False)],
+)
+@pytest.mark.parametrize("conv", ["matmul", "cpu"])  # in the form "plain" depthwise ones are convolutions like others
+def test_mostly_pointwise(name, pointwise, conv):
+    assert count.mostly_pointwise(models.create(name, num_classes=2, conv=conv), (16, 16, 3)) is pointwise

@@ -16,6 +16,7 @@ from gkd_jax import config, models, objective
 from gkd_jax.data import Dataset
 from gkd_jax.data.checks import Arrays
 from gkd_jax.data.dataset import build
+from gkd_jax.training import recall
 from gkd_jax.training.cache import Cache
 from gkd_jax.training.devices import mesh, replicated
 from gkd_jax.training.finished import Finished
@@ -88,6 +89,12 @@ def make_job(dataset: Dataset, teacher: Teacher, tmp_path: pathlib.Path) -> Call
         return Job("test", resolve(given), tmp_path / "run", dataset, teacher if taught else None)
 
     return make
+
+
+@pytest.fixture
+def in_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is asked for all views of these small data sets at once, as it would be on an accelerator."""
+    monkeypatch.setattr(recall, "views_at_once", lambda _: 1024)
 
 
 @pytest.fixture

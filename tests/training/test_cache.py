@@ -124,18 +124,18 @@ def test_the_cheaper_way_is_chosen_and_said() -> None:
     # 150 views of 15 examples: 160 forwards up front, in batches of 16
     cache = one_device(Teacher({"logits": (5,)}))
     assert cache.cost(1, 15, 10) == (160, 16)
-    how, why = cache.choose(1, 15, 10)
+    how, why = cache.choose(1, 15)
     assert how == "by epoch"
     assert "160 forwards for the 150 views" in why
     assert "against 16 expected" in why
-    assert cache.choose(100, 15, 10)[0] == "up front"
+    assert cache.choose(100, 15)[0] == "up front"
 
 
 def test_a_tie_leaves_a_complete_cache() -> None:
     # With one view of each example, the first epoch asks for everything anyway
     cache = one_device(Teacher({"logits": (5,)}))
     assert cache.cost(3, SIZE, 1) == (160, 160)
-    assert cache.choose(3, SIZE, 1)[0] == "up front"
+    assert cache.choose(3, SIZE)[0] == "up front"
     cache.fill_all()
     assert cache.cost(3, SIZE, 1) == (0, 0)
-    assert cache.choose(3, SIZE, 1) == ("up front", "all 150 views are held")
+    assert cache.choose(3, SIZE) == ("up front", "all 150 views are held")

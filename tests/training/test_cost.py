@@ -41,7 +41,7 @@ def simulated(
     ],
 )
 def test_by_epoch_is_what_a_simulation_counts(missing: int, shape: dict[str, int]) -> None:
-    given = {name: shape[name] for name in ("views", "epochs", "batch", "seeds")}
+    given = {name: shape[name] for name in ("epochs", "batch", "seeds")}
     expected = cost.by_epoch(
         missing,
         size=shape["examples"] * shape["views"],
@@ -52,16 +52,16 @@ def test_by_epoch_is_what_a_simulation_counts(missing: int, shape: dict[str, int
 
 
 def test_closed_forms() -> None:
-    once = {"size": 500, "views": 1, "epochs": 7, "per_epoch": 500}
+    once = {"size": 500, "epochs": 7, "per_epoch": 500, "seeds": 1}
     assert cost.by_epoch(500, batch=64, **once) == 512  # with one view all is there after the first epoch
     assert cost.by_epoch(500, batch=100, **once) == 500
     assert cost.by_epoch(0, batch=64, **once) == 0
     # Every lookup of a first epoch is new: 576 are 9 full batches, and 577 are 10
-    assert cost.by_epoch(5400, size=5400, views=9, epochs=1, per_epoch=576, batch=64) == 576
-    assert cost.by_epoch(5400, size=5400, views=9, epochs=1, per_epoch=577, batch=64) == 640
+    assert cost.by_epoch(5400, size=5400, epochs=1, per_epoch=576, batch=64, seeds=1) == 576
+    assert cost.by_epoch(5400, size=5400, epochs=1, per_epoch=577, batch=64, seeds=1) == 640
     # In batches of one there is no padding: 8.1 million views, of which 240 epochs see 1 - (1 - 1/162)^240
     size = 50_000 * 162
-    assert cost.by_epoch(size, size=size, views=162, epochs=240, per_epoch=50_000, batch=1) == pytest.approx(
+    assert cost.by_epoch(size, size=size, epochs=240, per_epoch=50_000, batch=1, seeds=1) == pytest.approx(
         size * (1 - (161 / 162) ** 240), rel=1e-6
     )
     assert cost.up_front(size, 512) == 8_100_352

@@ -19,7 +19,7 @@ from gkd_jax.errors import UserError
 from gkd_jax.losses.term import Term
 from gkd_jax.outputs import Model, Outputs
 from gkd_jax.schedules import Weight
-from gkd_jax.training import finished
+from gkd_jax.training import finished, loop
 from gkd_jax.training.checkpoint import Checkpoints, abstract_like, sha256
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.loop import METRICS, train
@@ -225,6 +225,11 @@ def test_the_student_whose_loss_is_not_finite_is_named(claimed, monkeypatch):
     [
         ({}, 2, ""),
         ({"seeds": SEEDS}, 2, ""),
+        (
+            {"student__model": "mobilenetv2_half"},
+            2,
+            "1 of 2 devices are used: mobilenetv2_half trains faster on one of a CPU's (cpu_devices)",
+        ),
         ({"batch_size": 15}, 2, "1 of 2 devices are used: a batch of 15 is shared out evenly among 1"),
         (
             {"seeds": SEEDS},
@@ -235,11 +240,25 @@ def test_the_student_whose_loss_is_not_finite_is_named(claimed, monkeypatch):
     ],
 )
 def test_devices_that_stand_idle_are_told(claimed, capsys, monkeypatch, fields, count, message):
-    job = claimed("idle", {}, taught=False, epochs=1, student__model="speck", **fields)
+    job = claimed("idle", {}, taught=False, epochs=1, **{"student__model": "speck", **fields})
     monkeypatch.setattr(jax, "device_count", lambda: count)
-    train(job)
+    loop._say_idle(Program(job), jax.device_count())
     said = [line for line in capsys.readouterr().err.splitlines() if "devices" in line]
     assert said == ([f"gkd_jax: test: {message}"] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"student__model": "resnet8"}, 2),
+        ({"student__model": "mobilenetv2_half"}, 1),
+        ({"student__model": "mobilenetv2_half", "cpu_devices": 2}, 2),
+        ({"student__model": "mobilenetv2_half", "seeds": SEEDS}, 2),
+        ({"student__model": "mobilenetv2_half", "seeds": SEEDS, "seed_strategy": "unroll"}, 1),
+    ],
+)
+def test_mostly_pointwise_students_have_one_device_of_a_cpu(make_job, fields, count):
+    assert len(Program(make_job({}, taught=False, **fields)).devices) == count
 
 
 # ------------------------------------------------------------------------------------------------ what is kept

@@ -15,6 +15,8 @@ from gkd_jax.schedules import Weight
 from gkd_jax.training import recall
 from gkd_jax.training.program import Program
 
+pytestmark = pytest.mark.usefixtures("in_large_batches")
+
 # What each level serves; the last one everything that the method needs
 TERMS = {
     "logits": {"kd": {"weight": 1.0}},
@@ -250,12 +252,18 @@ def test_the_cost_is_that_of_the_seeds_that_draw(program, monkeypatch, fields, s
     if "seeds_share_batches" in fields:
         fields = {**fields, "seeds": (3, 11)}
     program("logits", **fields).plan(0)
-    assert found == [(2, 64 * seeds, 18, seeds)]
+    assert found == [(2, 64 * seeds, seeds)]
+
+
+def test_a_cpu_is_asked_for_fewer_views_at_a_time(monkeypatch):
+    monkeypatch.undo()
+    assert recall.views_at_once("cpu") == 128
+    assert recall.views_at_once("gpu") == recall.views_at_once("tpu") == 1024
 
 
 def test_few_epochs_fill_as_they_go_and_many_up_front(program, capsys, monkeypatch):
     """18 views of 64 images in batches of 16: an epoch needs 64 of 1,152."""
-    monkeypatch.setattr(recall, "_BATCH", 16)
+    monkeypatch.setattr(recall, "views_at_once", lambda _: 16)
     few = program("logits", epochs=2)
     few.plan(0)
     assert few.recall.cache.computed == 64
@@ -271,7 +279,7 @@ def test_few_epochs_fill_as_they_go_and_many_up_front(program, capsys, monkeypat
 @pytest.mark.parametrize("devices", [1, 2])
 def test_rows_do_not_depend_on_what_else_is_asked(program, monkeypatch, devices):
     """To the last bit: what a run that goes on computes anew is what the one that was stopped had."""
-    monkeypatch.setattr(recall, "_BATCH", 96)
+    monkeypatch.setattr(recall, "views_at_once", lambda _: 96)
     size, rng = 64 * 18, np.random.default_rng(0)
     one, other = (program("gradients", devices=devices, teacher__cache_dir="off") for _ in range(2))
     one.recall.cache.fill_all()

@@ -9,6 +9,8 @@ import pytest
 from gkd_jax.training import recall
 from gkd_jax.training.program import Program
 
+pytestmark = pytest.mark.usefixtures("in_large_batches")
+
 
 @pytest.fixture
 def program(make_job, tmp_path):
@@ -70,7 +72,7 @@ def test_rows_of_another_epoch_than_the_one_that_is_asked_for_are_not_given(prog
 
 
 def test_what_must_be_computed_is_not_looked_up_early(program, ahead, monkeypatch):
-    monkeypatch.setattr(recall, "_BATCH", 16)
+    monkeypatch.setattr(recall, "views_at_once", lambda _: 16)
     made, early = ahead(teacher__cache_dir="off")
     plans = [made.plan(epoch).teacher["logits"] for epoch in range(3)]
     assert made.recall.how == "by epoch"

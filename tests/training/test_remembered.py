@@ -10,6 +10,8 @@ from gkd_jax.training import experiment, finished, recall
 from gkd_jax.training.resolve import resolve
 from gkd_jax.training.stop import Interrupted
 
+pytestmark = pytest.mark.usefixtures("in_large_batches")
+
 VIEWS = 64 * 9
 
 # Of the objective of each level: everything that it serves
@@ -137,7 +139,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     flags, straight, tmp_path, monkeypatch, how, batch, kept, stops
 ):
     """In its fill, in an epoch, in the fill of the next one; without a folder, what was computed is lost each time."""
-    monkeypatch.setattr(recall, "_BATCH", batch)
+    monkeypatch.setattr(recall, "views_at_once", lambda _: batch)
     expected = straight(how, flags("logits", folder="others"))
     arguments = flags("logits", folder="teachers" if kept else None)
     for polls, step in stops:
