@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from gkd_jax.models.convolution_cpu import convolve_3x3
 
 CONV_FORMS = ("matmul", "cpu", "plain")
+_LEAST = 8  # channels of maps: of images, which have fewer, the derivatives that lax.conv brings are the faster ones
 
 
 # A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
@@ -49,8 +50,9 @@ def convolve(
 
     * "matmul": 1x1 kernels multiply `[b·h·w, k]` by `[k, o]`, after a slice where strided; depthwise kernels are
       `depthwise_taps`; everything else is `lax.conv_general_dilated`.
-    * "cpu": as "matmul", but ungrouped 3x3 kernels with a padding of 1 are `convolve_3x3`, at stride 1 and, on maps of
-      even height and width, at stride 2. These raise TypeError in forward mode (`jax.jvp`, `jax.hessian`).
+    * "cpu": as "matmul", but ungrouped 3x3 kernels with a padding of 1 that read eight channels or more are
+      `convolve_3x3`, at stride 1 and, on maps of even height and width, at stride 2. These raise TypeError in forward
+      mode (`jax.jvp`, `jax.hessian`).
     * "plain": `lax.conv_general_dilated` throughout, which exporters and other runtimes recognise.
     """
     height, width, _, out = kernel.shape
@@ -60,8 +62,9 @@ def convolve(
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], out)
     if form != "plain" and groups == x.shape[-1] == out:
         return depthwise_taps(x, kernel, stride=stride, padding=padding)
+    dense = (height, width, padding, groups) == (3, 3, 1, 1) and x.shape[-1] >= _LEAST
     halves = stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0
-    if form == "cpu" and (height, width, padding, groups) == (3, 3, 1, 1) and (stride == 1 or halves):
+    if form == "cpu" and dense and (stride == 1 or halves):
         return convolve_3x3(x, kernel, stride=stride)
     return lax.conv_general_dilated(
         x,

@@ -19,7 +19,7 @@ from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Setup, Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
-from gkd_jax.training.devices import evenly, faster_alone, mesh, one_program_at_a_time, replicated
+from gkd_jax.training.devices import compiled_alone, evenly, faster_alone, mesh, one_program_at_a_time, replicated
 from gkd_jax.training.recall import OfNoUse, Recall, outputs, unheld
 from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
 from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
@@ -293,7 +293,8 @@ class Program:
         """Returns the compiled program of `count` steps, for the lines that are active at `step` and after it."""
         names = ("chunk",) if count > 1 else tuple(objective.active(self.lines, step))
         if names not in self._compiled:
-            self._compiled[names] = self.jitted_step_at(step, count).lower(state, plan, fixed).compile()
+            lowered = self.jitted_step_at(step, count).lower(state, plan, fixed)
+            self._compiled[names] = compiled_alone(lowered) if self.faster_alone else lowered.compile()
         return self._compiled[names]
 
     def jitted_step_at(self, step: int, count: int = 1) -> Any:

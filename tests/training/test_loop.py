@@ -247,20 +247,6 @@ def test_devices_that_stand_idle_are_told(claimed, capsys, monkeypatch, fields, 
     assert said == ([f"gkd_jax: test: {message}"] if message else [])
 
 
-@pytest.mark.parametrize(
-    ("fields", "count"),
-    [
-        ({"student__model": "resnet8"}, 2),
-        ({"student__model": "mobilenetv2_half"}, 1),
-        ({"student__model": "mobilenetv2_half", "cpu_devices": 2}, 2),
-        ({"student__model": "mobilenetv2_half", "seeds": SEEDS}, 2),
-        ({"student__model": "mobilenetv2_half", "seeds": SEEDS, "seed_strategy": "unroll"}, 1),
-    ],
-)
-def test_mostly_pointwise_students_have_one_device_of_a_cpu(make_job, fields, count):
-    assert len(Program(make_job({}, taught=False, **fields)).devices) == count
-
-
 # ------------------------------------------------------------------------------------------------ what is kept
 
 
