@@ -27,7 +27,17 @@ CACHES = (NO_CACHE, "logits", "embedding", "gradients")
 """What of the teacher is kept: each holds what stands before it."""
 
 # Fields that older runs have not, with the value that means what these did: they are then the same runs.
-_ADDED: dict[str, Any] = {"seeds": [], "seeds_share_batches": False, "batch_seed": None, "teacher.cache": NO_CACHE}
+_ADDED: dict[str, Any] = {
+    "seeds": [],
+    "seeds_share_batches": False,
+    "batch_seed": None,
+    "teacher.cache": NO_CACHE,
+    "student.reuse_classifier": False,
+}
+
+# Likewise of each line of an objective.
+_LINE = re.compile(r"objective\.(ce|terms\.[^.]+)\.[^.]+$")
+_ADDED_TO_LINES: dict[str, Any] = {"view": "weak", "balance": False}
 
 # Fields that change nothing about the result, and so do not make a run another run.
 _NEUTRAL = (
@@ -104,9 +114,7 @@ def default() -> ConfigDict:
     config.deterministic = False  # on GPU: slower, and bit-equal from run to run
     config.checkpoint_every = 1  # epochs
     config.steps_per_call = placeholder("auto")  # steps a program: some hundred on accelerators, 1 on CPU
-    config.cpu_devices = placeholder(
-        "auto"
-    )  # of a CPU, to share each batch among; two, if there are two cores and it pays
+    config.cpu_devices = placeholder("auto")  # to share a batch among; two, if there are two cores and it pays
     config.compilation_cache = "auto"  # a folder of the user's cache on accelerators, none on CPU; "off"; or a path
     config.tensorboard = True
     config.plots = True
@@ -134,7 +142,8 @@ def default() -> ConfigDict:
             "cache_dir": "auto",  # a folder of the user's cache; "off"; or a path
         }
     )
-    config.student = ConfigDict({"model": "resnet20"})
+    # With the teacher's classifier behind a trained projection instead of its own (SimKD)
+    config.student = ConfigDict({"model": "resnet20", "reuse_classifier": False})
     config.objective = ConfigDict(
         {
             "mode": "sum",
@@ -367,10 +376,19 @@ def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that make a run what it is, by dotted path: all but logging and paths of caches."""
     return {
-        path: value
-        for path, value in leaves(to_json(resolved))
-        if path not in _NEUTRAL and not (path in _ADDED and value == _ADDED[path])
+        path: value for path, value in leaves(to_json(resolved)) if path not in _NEUTRAL and not _added(path, value)
     }
+
+
+def _added(path: str, value: Any) -> bool:
+    """Returns whether a field says what was so before there was such a field."""
+    if path in _ADDED:
+        return bool(value == _ADDED[path])
+    return (
+        bool(_LINE.match(path))
+        and (name := path.rpartition(".")[2]) in _ADDED_TO_LINES
+        and (bool(value == _ADDED_TO_LINES[name]))
+    )
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:

@@ -29,8 +29,9 @@ from ml_collections import ConfigDict
 from gkd_jax import config, schedules
 from gkd_jax.errors import UserError
 from gkd_jax.losses import term as terms
+from gkd_jax.losses.balance import balanced
 from gkd_jax.losses.term import Term
-from gkd_jax.outputs import Batch, Gradient, Outputs
+from gkd_jax.outputs import Batch, Gradient, Outputs, Setup
 from gkd_jax.schedules import Weight
 
 Tree = Any
@@ -78,7 +79,7 @@ def stream(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | None, setup: Any) -> tuple[Tree, Tree]:
+def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | None, setup: Setup) -> tuple[Tree, Tree]:
     """Returns the heads and the states of all the lines by name, given the shapes of both networks' outputs.
 
     Raises:
@@ -93,6 +94,21 @@ def init(key: PRNGKeyArray, lines: Lines, student: Outputs, teacher: Outputs | N
     return {name: heads for name, (heads, _) in both.items()}, {name: state for name, (_, state) in both.items()}
 
 
+def constants(lines: Lines, setup: Setup) -> Tree:
+    """Returns the constants of all the lines by name.
+
+    Raises:
+      UserError: names the line that these networks do not suit.
+    """
+    found = {}
+    for name, line in lines.items():
+        try:
+            found[name] = line.term.constants(setup)
+        except UserError as error:
+            raise UserError(f"objective.terms.{name}: {error}") from error
+    return found
+
+
 class Reading(NamedTuple):
     """What one line says at one step: its raw value and its weight, both scalars."""
 
@@ -105,6 +121,7 @@ def total(
     heads: Tree,
     states: Tree,
     weights: Tree,
+    constants: Tree,
     student: Mapping[str, Outputs],
     teacher: Mapping[str, Outputs],
     batch: Batch,
@@ -117,6 +134,7 @@ def total(
       heads: trained parameters of the terms, by line.
       states: of the terms, by line; those of inactive lines are handed through.
       weights: parameters of the weights, by line.
+      constants: of the terms, by line.
       student: the student's outputs by view.
       teacher: the teacher's outputs by view; empty without a teacher.
       batch: the examples.
@@ -132,7 +150,7 @@ def total(
             states[name],
             student[line.view],
             teacher.get(line.view),
-            batch,
+            batch._replace(constants=constants[name]),
             stream(key, name),
         )
         value = jnp.mean(values.astype(jnp.float32))
@@ -144,13 +162,22 @@ def total(
 
 # ------------------------------------------------------------------------------- from a configuration
 
-_RESERVED = ("term", "weight", "every", "schedule")
+_RESERVED = ("term", "weight", "every", "view", "balance", "schedule")
+VIEWS = ("weak", "strong")
+"""Of the images: crop and flip; and a stronger augmentation of that."""
 _LEVELS = ("peak_value", "value", "init_value", "end_value")  # what a schedule's values lie between
 Steps = Callable[[schedules.Duration], int]
 
 
 def block(
-    name: str, *, weight: float = 1.0, every: int = 1, schedule: ConfigDict | None = None, **given: Any
+    name: str,
+    *,
+    weight: float = 1.0,
+    every: int = 1,
+    view: str = "weak",
+    balance: bool = False,
+    schedule: ConfigDict | None = None,
+    **given: Any,
 ) -> ConfigDict:
     """Returns the configuration of one line, with all the options of its term, for a configuration file.
 
@@ -158,19 +185,31 @@ def block(
       name: of the term, as registered.
       weight: what the schedule is multiplied by; 0 switches the line off.
       every: compute it at every so many steps.
+      view: of the images, one of `VIEWS`.
+      balance: scale it to the size of the cross-entropy, see `losses.balanced`.
       schedule: what `gkd_jax.config.schedule` returned; constant by default.
-      **given: options of the term; the others keep their defaults.
+      **given: options of the term; the others keep their defaults. One that the term takes as a schedule may be what
+        `gkd_jax.config.schedule` returned.
 
     Raises:
       UserError: if no term has that name or one of these options.
     """
-    terms.create(name, **given)
-    line = ConfigDict({"term": name, "weight": float(weight), "every": every})
+    terms.create(name, **{k: _unscheduled if _is_block(v) else v for k, v in given.items()})
+    line = ConfigDict({"term": name, "weight": float(weight), "every": every, "view": view, "balance": balance})
     for option, value in _numbers(name, {**terms.options(name), **given}).items():
         line[option] = config.placeholder(value) if value is None else value
     # A copy: one schedule may be given to several lines, and a flag changes it in one of them
     line.schedule = config.schedule() if schedule is None else copy.deepcopy(schedule)
     return line
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping | ConfigDict)
+
+
+def _unscheduled(count: Any) -> Array:
+    """Stands for a schedule where it is only asked whether a term takes one."""
+    return jnp.ones_like(jnp.asarray(count, jnp.float32))
 
 
 def _numbers(term: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +223,8 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       given: `mode`; `ce` with `weight`, `schedule` and options of the term "ce"; in the mode "convex" `schedule`;
-        `terms`, by label, each with `term` (the label by default), `weight`, `every`, `schedule` and the options of
-        the term.
+        `terms`, by label, each with `term` (the label by default), `weight`, `every`, `view`, `balance`, `schedule`
+        and the options of the term, some of which may be schedules too.
 
     Raises:
       UserError: names the field that is unknown or out of range.
@@ -256,6 +295,10 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
     config.check_type(f"{where}.term", name, "")
     config.check_type(f"{where}.weight", weight, 1.0)
     config.check_type(f"{where}.every", every, 1)
+    view, balance = given.pop("view", "weak"), given.pop("balance", False)
+    config.check_type(f"{where}.balance", balance, False)
+    if view not in VIEWS:
+        raise UserError(f"{where}.view must be one of {', '.join(VIEWS)}, not {view!r}")
     if not (np.isfinite(weight) and weight >= 0):
         raise UserError(f"{where}.weight must be a finite number, 0 or above, not {weight}")
     if every < 1:
@@ -266,18 +309,20 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
             f"{where}.schedule must be 'constant' with the value 1 in the mode 'convex', where objective.schedule "
             f"weighs all terms, not {schedule}"
         )
+    scheduled = {k: _resolve_schedule(f"{where}.{k}", v) for k, v in given.items() if _is_block(v)}
+    given = {**given, **scheduled}
     try:
         options = terms.options(name)
         for option, value in given.items():
-            if option in options and value is not options[option]:
+            if option in options and option not in scheduled and value is not options[option]:
                 config.check_type(option, value, options[option])
                 if isinstance(value, float) and not np.isfinite(value):
                     raise UserError(f"{option} must be a finite number, not {value}")
-        terms.create(name, **given)
+        terms.create(name, **{**given, **dict.fromkeys(scheduled, _unscheduled)})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except TypeError as error:  # an option whose default is None may be anything, and is not what the term expects
-        unchecked = ", ".join(f"{k} = {v!r}" for k, v in given.items() if options.get(k) is None)
+        unchecked = ", ".join(f"{k} = {v!r}" for k, v in given.items() if k in scheduled or options.get(k) is None)
         raise UserError(
             f"{where}: the term {name!r} cannot work with {unchecked}: {str(error).splitlines()[0]}"
         ) from error
@@ -285,14 +330,32 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
         "term": name,
         "weight": float(weight),
         "every": every,
+        "view": view,
+        "balance": balance,
         "schedule": schedule,
         **_numbers(name, {**options, **given}),
     }
 
 
-def term_of(block: Mapping[str, Any]) -> Term:
-    """Returns the term of one line of a resolved configuration."""
-    return terms.create(block["term"], **{k: v for k, v in block.items() if k not in _RESERVED})
+def term_of(block: Mapping[str, Any], total_steps: int = 1, steps: Steps | None = None) -> Term:
+    """Returns the term of one line of a resolved configuration.
+
+    Args:
+      block: the line.
+      total_steps: of the run.
+      steps: turns a duration into steps; where it only matters what the term needs, both may be left out.
+    """
+    given = {k: v for k, v in block.items() if k not in _RESERVED}
+    for option, value in given.items():
+        if _is_block(value):
+            parameters = {k: v for k, v in value.items() if k != "name"}
+            given[option] = (
+                _unscheduled
+                if steps is None
+                else schedules.create(value["name"], parameters, total_steps, steps).schedule
+            )
+    term = terms.create(block["term"], **given)
+    return balanced(term) if block["balance"] else term
 
 
 def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[str, Line]:
@@ -313,7 +376,11 @@ def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[s
         if block["weight"] == 0 or _always_zero(curve.schedule, total_steps):
             continue
         scaled = _scaled(curve.schedule, block["weight"])
-        lines[label] = Line(term_of(block), schedules.fixed(scaled), block["every"], bounds=curve.bounds)
+        try:
+            term = term_of(block, total_steps, steps)
+        except UserError as error:
+            raise UserError(f"objective.terms.{label}: {error}") from error
+        lines[label] = Line(term, schedules.fixed(scaled), block["every"], block["view"], curve.bounds)
     if not lines:
         raise UserError("objective: every weight is 0, there is nothing to learn from")
     if min(line.every for line in lines.values()) > 1:

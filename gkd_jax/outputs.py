@@ -45,6 +45,7 @@ class Batch(NamedTuple):
       view: crop-and-flip id of each example in the view "weak".
       step: the step's number, from 0.
       teacher: the teacher's outputs by view name, where they were looked up rather than computed.
+      constants: of the term that reads this batch, see `losses.Term.constants`.
     """
 
     images: Mapping[str, Float[Array, "b h w k"]]
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
     view: Int[Array, " b"]
     step: Int[Array, ""]
     teacher: Mapping[str, Outputs] = {}
+    constants: Any = ()
 
 
 Cotangent = Callable[[Float[Array, "b c"], Float[Array, "b c"] | None, Batch, PRNGKeyArray], Float[Array, "b c"]]
@@ -77,6 +79,9 @@ class Gradient:
     cacheable: bool = False
 
 
+Norms = tuple[tuple[Float[Array, " k"], Float[Array, " k"]] | None, ...]
+
+
 class Setup(NamedTuple):
     """What is known before the first step.
 
@@ -86,6 +91,7 @@ class Setup(NamedTuple):
       steps_per_epoch: after the last partial batch is dropped.
       labels: of the training split, [n].
       teacher_kernel, teacher_bias: of the teacher's classifier, [d c] and [c]; None without a teacher.
+      teacher_norms: what the teacher's `Model.norms` says; None without a teacher, or where it says nothing.
     """
 
     num_classes: int
@@ -94,6 +100,7 @@ class Setup(NamedTuple):
     labels: Int[Array, " n"] | None = None
     teacher_kernel: Float[Array, "d c"] | None = None
     teacher_bias: Float[Array, " c"] | None = None
+    teacher_norms: Norms | None = None
 
 
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree, maybe "frozen": tree}
@@ -111,12 +118,15 @@ class Model(NamedTuple):
       classifier: `(variables) -> (kernel [d c], bias [c])`.
       fold: `(variables) -> (Model, variables)`, the same function in eval mode with BatchNorm folded into the
         convolutions that it follows; None if the network has no such form.
+      norms: `(variables) -> ((scale [k], bias [k]) | None, ...)`, one for each of `Outputs.preact`: of the BatchNorm
+        that it comes out of, perhaps with a shortcut added; None where there is none. None if the network cannot say.
     """
 
     init: Callable[[PRNGKeyArray, Array], Variables]
     apply: Callable[..., tuple[Outputs, Any]]
     classifier: Callable[[Variables], tuple[Array, Array]]
     fold: Callable[[Variables], tuple["Model", Variables]] | None = None
+    norms: Callable[[Variables], Norms] | None = None
 
 
 def stop_gradient(outputs: Outputs) -> Outputs:

@@ -370,6 +370,8 @@ def test_resolving_keeps_what_is_used_alone(resolved):
         "term": "kd",
         "weight": 1.0,
         "every": 1,
+        "view": "weak",
+        "balance": False,
         "schedule": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.3, "rate": 10.0},
         "temperature": 4.0,
     }

@@ -50,6 +50,7 @@ def _total(lines, step=0, teacher=True):
         heads,
         states,
         weights,
+        dict.fromkeys(lines, ()),
         {view: _outputs(0.0) for view in views},
         taught,
         _batch(step),
@@ -104,7 +105,7 @@ def test_lines_read_their_own_view_and_draw_their_own_key():
     }
     student = {"weak": _outputs(0.25), "strong": _outputs(0.75)}
     empty = {"a": (), "b": ()}
-    loss, _ = objective.total(lines, empty, empty, empty, student, {}, _batch(), jax.random.key(3))
+    loss, _ = objective.total(lines, empty, empty, empty, empty, student, {}, _batch(), jax.random.key(3))
     assert float(loss) == 1.0
     assert [seen["a"][0], seen["b"][0]] == [0.25, 0.75]
     assert seen["a"][1] is None
@@ -144,7 +145,7 @@ def test_a_line_draws_alike_whatever_other_lines_there_are(key, names):
         empty = dict.fromkeys(names, ())
         lines = {name: _drawing(name) for name in names}
         _, (readings, _) = objective.total(
-            lines, empty, empty, empty, {"weak": _outputs(0.0)}, {}, _batch(), jax.random.key(3)
+            lines, empty, empty, empty, empty, {"weak": _outputs(0.0)}, {}, _batch(), jax.random.key(3)
         )
         return {name: float(reading.value) for name, reading in readings.items()}
 
@@ -256,7 +257,7 @@ def test_lines_of_no_weight_are_not_traced():
     assert list(lines) == ["ce", "distance"]
     empty = dict.fromkeys(lines, ())
     views = {"weak": _outputs(0.0)}, {"weak": _outputs(2.0)}
-    loss, _ = jax.jit(lambda: objective.total(lines, empty, empty, empty, *views, _batch(), jax.random.key(0)))()
+    loss, _ = jax.jit(lambda: objective.total(lines, empty, empty, empty, empty, *views, _batch(), jax.random.key(0)))()
     np.testing.assert_allclose(loss, math.log(2) + 16.0, rtol=1e-6)
 
 
@@ -320,6 +321,8 @@ def test_options_reach_the_record_with_their_defaults():
         "term": "distance",
         "weight": 1.0,
         "every": 1,
+        "view": "weak",
+        "balance": False,
         "schedule": {"name": "constant", "value": 1.0},
         "power": 1.5,
         "signed": False,
@@ -457,6 +460,8 @@ def test_a_block_lists_every_option_and_refuses_others():
         "term": "distance",
         "weight": 2.0,
         "every": 1,
+        "view": "weak",
+        "balance": False,
         "power": 3.0,
         "signed": False,
         "name_of": "l",
@@ -465,3 +470,73 @@ def test_a_block_lists_every_option_and_refuses_others():
         objective.block("distance", pwer=3.0)
     with pytest.raises(UserError, match="unknown term 'distanc' .did you mean 'distance'"):
         objective.block("distanc")
+
+
+# ------------------------------------------------------------------------------------------------ constants, balance
+
+
+def test_constants_reach_their_own_term():
+    def loss(heads, state, student, teacher, batch, key):
+        return batch.constants * jnp.ones(4), state
+
+    def line(factor):
+        term = Term("constant", loss, constants=lambda setup: jnp.float32(factor * setup.num_classes))
+        return Line(term, schedules.fixed(lambda count: 1.0))
+
+    lines = {"one": line(1.0), "two": line(10.0)}
+    known = objective.constants(lines, Setup(num_classes=3, num_examples=4, steps_per_epoch=1))
+    assert known == {"one": 3.0, "two": 30.0}
+    empty = dict.fromkeys(lines, ())
+    outputs = {"weak": _outputs(0.0)}
+    _, (readings, _) = objective.total(lines, empty, empty, empty, known, outputs, {}, _batch(), jax.random.key(0))
+    assert {name: float(reading.value) for name, reading in readings.items()} == {"one": 3.0, "two": 30.0}
+
+
+def test_a_term_whose_constants_do_not_suit_is_named():
+    def refuse(setup):
+        raise UserError("no classifier")
+
+    lines = {"odd": Line(Term("odd", lambda *given: (0, ()), constants=refuse), schedules.fixed(lambda count: 1.0))}
+    with pytest.raises(UserError, match=r"^objective\.terms\.odd: no classifier$"):
+        objective.constants(lines, Setup(num_classes=3, num_examples=4, steps_per_epoch=1))
+
+
+def test_an_option_may_be_a_schedule():
+    cooling = config.schedule("linear", init_value=8.0, end_value=2.0, begin="0%", end="50%")
+    resolved = objective.resolve(_given(kd=objective.block("kd", temperature=cooling)))
+    assert resolved["terms"]["kd"]["temperature"]["name"] == "linear"
+    assert objective.resolve({**resolved, "schedule": None}) == resolved
+    lines = objective.build(resolved, TOTAL, _steps)
+    student, teacher = Outputs(jnp.array([[1.0, 0, -2, 0]] * 4)), Outputs(jnp.array([[0.0, 3, 1, 0]] * 4))
+    for step, temperature in ((0, 8.0), (25, 5.0), (50, 2.0), (99, 2.0)):
+        found, _ = lines["kd"].term.loss({}, (), student, teacher, _batch(step), jax.random.key(0))
+        softened = [np.exp(np.asarray(o.logits[0], np.float64) / temperature) for o in (teacher, student)]
+        p, q = (x / x.sum() for x in softened)
+        np.testing.assert_allclose(found, temperature**2 * np.sum(p * np.log(p / q)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"temperature": {"name": "liner"}}, r"^objective\.terms\.kd\.temperature: .*'liner'.*linear"),
+        ({"temperature": {"name": "constant", "value": -1.0}}, r"^objective\.terms\.kd\.temperature\.value must be 0"),
+        ({"view": "side"}, r"^objective\.terms\.kd\.view must be one of weak, strong, not 'side'"),
+        ({"balance": 1.0}, r"^objective\.terms\.kd\.balance must be of type bool"),
+    ],
+)
+def test_what_a_line_cannot_be_is_said(written, message):
+    with pytest.raises(UserError, match=message):
+        objective.resolve(_given(kd=ml_collections.ConfigDict(written)))
+
+
+def test_an_option_that_cannot_be_a_schedule_is_said():
+    written = {"epsilon": {"name": "constant", "value": 1.0}}
+    with pytest.raises(UserError, match=r"^objective\.terms\.wasserstein: .*epsilon"):
+        objective.resolve(_given(wasserstein=ml_collections.ConfigDict(written)))
+
+
+def test_a_line_is_balanced_on_demand():
+    lines = _built(kd=objective.block("kd", balance=True), plain=objective.block("kd"))
+    given = jax.random.key(0), _outputs(0.0), _outputs(0.0), Setup(num_classes=2, num_examples=4, steps_per_epoch=1)
+    assert set(lines["kd"].term.init(*given)[1]) == {"inner", "own", "ce"}
+    assert lines["plain"].term.init(*given)[1] == ()

@@ -1,5 +1,6 @@
 """Distillation losses: pure functions of arrays, and the Terms built on them."""
 
+from gkd_jax.losses.balance import balanced
 from gkd_jax.losses.gradient import classifier_gradient, gradient_cosine, residual
 from gkd_jax.losses.logit import cross_entropy, kd
 from gkd_jax.losses.sinkhorn import Divergence
@@ -17,6 +18,7 @@ from gkd_jax.losses.wasserstein import wasserstein_term
 __all__ = [
     "Divergence",
     "Term",
+    "balanced",
     "class_cost",
     "classifier_gradient",
     "create",

@@ -20,6 +20,10 @@ def _no_heads(key: PRNGKeyArray, student: Outputs, teacher: Outputs | None, setu
     return {}, ()
 
 
+def _no_constants(setup: Setup) -> Any:
+    return ()
+
+
 def _no_readings(state: State) -> Mapping[str, Array]:
     return {}
 
@@ -35,6 +39,8 @@ class Term(NamedTuple):
         then computed for student and teacher alike.
       init: `(key, student, teacher, setup) -> (heads, state)`; the outputs are shapes only
         (`jax.ShapeDtypeStruct`), with every `Gradient` of `needs` among `grads`.
+      constants: `(setup) -> tree`, computed once before the first step and found in `Batch.constants`: what neither
+        training nor any step changes, such as a cost matrix from the teacher's classifier.
       readings: `(state) -> {name: scalar}`, what to log of the state beside the value.
     """
 
@@ -42,6 +48,7 @@ class Term(NamedTuple):
     loss: Callable[[Heads, State, Outputs, Outputs | None, Batch, PRNGKeyArray], tuple[Array, State]]
     needs: frozenset[Need] = frozenset()
     init: Callable[[PRNGKeyArray, Outputs, Outputs | None, Setup], tuple[Heads, State]] = _no_heads
+    constants: Callable[[Setup], Any] = _no_constants
     readings: Callable[[State], Mapping[str, Array]] = _no_readings
 
 

@@ -106,7 +106,7 @@ def wasserstein_term(
         return transport.sliced(x, y, key, projections=projections)
 
     def by_logits(x: Array, y: Array, state: State, batch: Batch, key: PRNGKeyArray) -> Divergence:
-        return transport.sinkhorn_logits(x, y, state["cost"], temperature=temperature, **solving)
+        return transport.sinkhorn_logits(x, y, batch.constants, temperature=temperature, **solving)
 
     kinds: dict[str, _Compare] = {
         "sinkhorn": by_embedding,
@@ -128,11 +128,14 @@ def wasserstein_term(
         state: dict[str, Array] = {}
         if kind.startswith("sinkhorn") or kind == "logit":
             state["marginal_error"] = jnp.zeros((), jnp.float32)
-        if kind == "logit":
-            if setup.teacher_kernel is None:
-                raise UserError("term 'wasserstein' of kind 'logit' needs the teacher's classifier, and there is none")
-            state["cost"] = transport.class_cost(setup.teacher_kernel)
         return match(side.head, key, side.read(student).shape[-1], side.read(teacher).shape[-1]), state
+
+    def constants(setup: Setup) -> Any:
+        if kind != "logit":
+            return ()
+        if setup.teacher_kernel is None:
+            raise UserError("term 'wasserstein' of kind 'logit' needs the teacher's classifier, and there is none")
+        return transport.class_cost(setup.teacher_kernel)
 
     def loss(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
@@ -148,4 +151,4 @@ def wasserstein_term(
     def readings(state: State) -> Mapping[str, Array]:
         return {name: state[name] for name in ("marginal_error",) if name in state}
 
-    return Term("wasserstein", loss, frozenset({f"teacher.{side.need}"}), init, readings)
+    return Term("wasserstein", loss, frozenset({f"teacher.{side.need}"}), init, constants, readings)

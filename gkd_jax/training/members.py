@@ -26,7 +26,7 @@ Carried = Any  # from step to step of a program: a state of all students, or a t
 # Which parts of a state and of the constants each student has for itself. All are at the same step.
 _PARTS = (field.name for field in dataclasses.fields(TrainState))
 _OWN_STATE = TrainState(**{part: None if part == "step" else 0 for part in _PARTS})
-_OWN_FIXED = Fixed(images=None, labels=None, teacher=None, frozen=0)  # type: ignore[arg-type]
+_OWN_FIXED = Fixed(images=None, labels=None, teacher=None, frozen=0, constants=None)  # type: ignore[arg-type]
 
 
 def one(tree: Tree, place: Any) -> Tree:
@@ -86,7 +86,7 @@ class Together:
         run: Callable[..., Carried] = functools.partial(_in_turn, one_step, self.shared)
         if self.strategy == "shard":
             own = PartitionSpec("seed")
-            fixed = Fixed(PartitionSpec(), PartitionSpec(), PartitionSpec(), own)  # type: ignore[arg-type]
+            fixed = Fixed(PartitionSpec(), PartitionSpec(), PartitionSpec(), own, PartitionSpec())  # type: ignore[arg-type]
             seen = PartitionSpec() if self.shared else own
             run = self._by_seed(run, (self._apart_specs, seen, fixed), self._apart_specs)
         if not self.shared:

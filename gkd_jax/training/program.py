@@ -157,14 +157,7 @@ class Program:
             lines=self.lines,
             optimizer=self.tx,
             images=jax.ShapeDtypeStruct((job.config["batch_size"], *job.dataset.image_shape), jnp.float32),
-            setup=Setup(
-                num_classes=job.dataset.num_classes,
-                num_examples=len(job.dataset.train_labels),
-                steps_per_epoch=job.steps_per_epoch,
-                labels=jnp.asarray(job.dataset.train_labels),
-                teacher_kernel=job.teacher.kernel if job.teacher else None,
-                teacher_bias=job.teacher.bias if job.teacher else None,
-            ),
+            setup=self._setup,
             epochs=job.config["epochs"],
             ema=job.config["ema"] > 0,
         )
@@ -173,6 +166,19 @@ class Program:
         frozen_on = NamedSharding(self.mesh, PartitionSpec("seed" if self.strategy == "shard" else None))
         built = jax.jit(members.stack_init(build), out_shardings=(self._state_on, frozen_on))
         return self.ended(built(jnp.stack([_key(seed) for seed in self.seeds])))
+
+    @property
+    def _setup(self) -> Setup:
+        dataset, teacher = self.job.dataset, self.job.teacher
+        return Setup(
+            num_classes=dataset.num_classes,
+            num_examples=len(dataset.train_labels),
+            steps_per_epoch=self.job.steps_per_epoch,
+            labels=jnp.asarray(dataset.train_labels),
+            teacher_kernel=teacher.kernel if teacher else None,
+            teacher_bias=teacher.bias if teacher else None,
+            teacher_norms=teacher.norms if teacher else None,
+        )
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0, with what is remembered of the teacher."""
@@ -318,7 +324,13 @@ class Program:
     def fixed(self, frozen: Variables) -> Fixed:
         """Returns what every step reads, on all devices."""
         # A step that is given the teacher's rows drops these variables when it is compiled
-        return Fixed(*self._images, self._teacher_variables, frozen)
+        return Fixed(*self._images, self._teacher_variables, frozen, self._constants)
+
+    @functools.cached_property
+    def _constants(self) -> Any:
+        """Of the terms, on all devices."""
+        build = jax.jit(lambda: objective.constants(self.lines, self._setup), out_shardings=self.replicated)
+        return self.ended(build())
 
     def compile_all(self, start: int, state: TrainState, plan: Plan, fixed: Fixed) -> None:
         """Compiles every variant of the step before the clock of the throughput starts."""

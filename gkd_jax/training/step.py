@@ -42,12 +42,14 @@ class Fixed(NamedTuple):
       labels: of the training split, [n].
       teacher: the teacher's variables; {} without one. A step that is given rows drops them when it is compiled.
       frozen: what of the student's variables is not trained.
+      constants: of the terms, by line.
     """
 
     images: UInt8[Array, "n h w k"]
     labels: Int[Array, " n"]
     teacher: Variables = {}
     frozen: Variables = {}
+    constants: Mapping[str, Any] = {}
 
 
 class Lesson(NamedTuple):
@@ -152,7 +154,7 @@ def make_step(
                     key=key,
                 )
             loss, (readings, terms) = objective.total(
-                lines, trained["heads"], state.terms, state.weights, student, teacher, batch, key
+                lines, trained["heads"], state.terms, state.weights, fixed.constants, student, teacher, batch, key
             )
             correct = jnp.sum(jnp.argmax(student[views[0]].logits, -1) == batch.labels)
             return loss, (readings, terms, statistics, correct)

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
-from gkd_jax.outputs import Model, Variables
+from gkd_jax.outputs import Model, Norms, Variables
 from gkd_jax.training.finished import Finished, load, network
 
 
@@ -19,6 +19,7 @@ class Teacher(NamedTuple):
       model, variables: with BatchNorm folded into the convolutions, where the network has such a form.
       kernel, bias: of its classifier.
       finished: as it was loaded.
+      norms: what its `Model.norms` said before they were folded.
     """
 
     model: Model
@@ -26,6 +27,7 @@ class Teacher(NamedTuple):
     kernel: Array
     bias: Array
     finished: Finished
+    norms: Norms | None = None
 
 
 def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str) -> Teacher:
@@ -61,9 +63,10 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str
         )
     model, variables = network({**finished.config, "dtype": dtype}, dataset.num_classes), finished.variables
     kernel, bias = model.classifier(variables)
+    norms = model.norms(variables) if model.norms is not None else None
     if model.fold is not None:
         model, variables = model.fold(variables)
-    return Teacher(model, variables, kernel, bias, finished)
+    return Teacher(model, variables, kernel, bias, finished, norms)
 
 
 def leak(dataset: Dataset, finished: Finished) -> str | None:

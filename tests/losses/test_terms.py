@@ -63,8 +63,10 @@ def _declared(teacher, needs):
 
 
 def _run(created, heads, state, student, teacher, key):
+    batch = _batch()._replace(constants=created.constants(_setup()))
+
     def total(student, heads):
-        values, after = created.loss(heads, state, student, teacher, _batch(), key)
+        values, after = created.loss(heads, state, student, teacher, batch, key)
         return values.sum(), (values, after)
 
     grads, (values, after) = jax.jit(jax.grad(total, (0, 1), has_aux=True))(student, heads)
@@ -171,10 +173,9 @@ def test_mistakes_are_named(name, given, said):
         losses.create(name, **given)
 
 
-def test_logit_without_a_classifier(key):
-    both = _outputs(0, 6, 4)
+def test_logit_without_a_classifier():
     with pytest.raises(UserError, match="teacher's classifier"):
-        losses.create("wasserstein", kind="logit").init(key, both, both, Setup(CLASSES, 100, 10))
+        losses.create("wasserstein", kind="logit").constants(Setup(CLASSES, 100, 10))
 
 
 def test_a_plain_function_becomes_a_term(key, monkeypatch):
