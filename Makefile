@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/python -m gkd_jax.main --config configs/digits.py --workdir runs/digits
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-all: $(VENV)/test.done
+	$(BIN)/python -m pytest -n 2 --all $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .

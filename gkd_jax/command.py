@@ -26,6 +26,7 @@ class Command(NamedTuple):
     mode: str
     workdir: pathlib.Path
     again: str  # the command line that continues the run
+    compare: bool = False  # whether to set the result beside published ones
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -46,7 +47,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     values = _flags(rest, given)
     workdir = values["workdir"].value or pathlib.Path("runs") / run_name(name)
     again = shlex.join(["python", "-m", "gkd_jax.main", *argv[1:]])
-    return Command(values["config"].value, str(values["mode"].value), pathlib.Path(workdir), again)
+    mode, compare = str(values["mode"].value), bool(values["compare"].value)
+    return Command(values["config"].value, mode, pathlib.Path(workdir), again, compare)
 
 
 def run_name(config_argument: str) -> str:
@@ -129,6 +131,7 @@ def _flags(argv: Sequence[str], given: ConfigDict) -> flags.FlagValues:
     """Returns the parsed flags, among them `given` with its overrides."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+    flags.DEFINE_bool("compare", False, "Set the result beside published ones.", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
     try:
         config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=list(argv))

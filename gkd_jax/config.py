@@ -45,6 +45,7 @@ _NEUTRAL = (
     "cpu_devices",
     "data.data_dir",
     "plots",
+    "recipe",
     "seed_strategy",
     "steps_per_call",
     "teacher.cache_dir",
@@ -102,6 +103,7 @@ def default() -> ConfigDict:
     """Returns the default configuration: every field there is, with the standard CIFAR recipe."""
     config = ConfigDict()
     config.seed = 0
+    config.recipe = config_dict.placeholder(str)  # what `gkd_jax.recipes` calls the objective: a label, no more
     config.seeds = ()  # several students in one program; replaces `seed`
     config.seed_strategy = "auto"  # how they share the machine: "vmap", "shard" or "unroll"
     config.seeds_share_batches = False  # one order and one view for all, and one pass of the teacher

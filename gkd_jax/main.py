@@ -1,12 +1,14 @@
 """The command line: flags -> configuration -> one mode.
 
-python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train|eval|shapes|print]
+python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train|eval|shapes|print] [--compare]
     [--config.FIELD=VALUE ...]
 
   train   train the student, and before it the teacher if there is none yet; started again, it goes on (default)
   eval    the accuracy of the finished student in the workdir
   shapes  sizes of both networks and the weight of every loss over the run; trains nothing
   print   the resolved configuration
+
+  --compare   beside the result of train or eval: what was published of this method on this pair
 """
 
 import json
@@ -46,10 +48,17 @@ def execute(command: Command) -> str:
 
     machine.keep_compiled(resolved["compilation_cache"])
     if command.mode == "eval":
-        return experiment.evaluate(command.workdir, resolved)
-    with Stop() as stop:
-        found = experiment.run(resolved, command.workdir, stop)
-    return f"{summary.table(found)}\n\n{found['seconds']:.1f} s of training; everything is in {command.workdir}"
+        text = experiment.evaluate(command.workdir, resolved)
+    else:
+        with Stop() as stop:
+            found = experiment.run(resolved, command.workdir, stop)
+        text = f"{summary.table(found)}\n\n{found['seconds']:.1f} s of training; everything is in {command.workdir}"
+    if not command.compare:
+        return text
+    from gkd_jax.recipes import published
+    from gkd_jax.training import finished
+
+    return f"{text}\n\n{published.compare(finished.read(command.workdir / summary.SUMMARY), resolved)}"
 
 
 def main(argv: Sequence[str]) -> int:

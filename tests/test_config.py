@@ -248,6 +248,7 @@ NEUTRAL = {
     "cpu_devices": 3,
     "data.data_dir": "/elsewhere",
     "plots": False,
+    "recipe": "kd",
     "seed_strategy": "vmap",
     "steps_per_call": 7,
     "teacher.cache_dir": "off",

@@ -1,5 +1,6 @@
 """Images: where they come from, in which order they are seen, and in which views."""
 
+from gkd_jax.data.augment import strong
 from gkd_jax.data.dataset import Dataset
 from gkd_jax.data.plan import epoch_plan, steps_per_epoch
 from gkd_jax.data.sources import Description, describe, load, names, register
@@ -19,4 +20,5 @@ __all__ = [
     "pad_images",
     "register",
     "steps_per_epoch",
+    "strong",
 ]

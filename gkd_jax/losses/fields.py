@@ -1,5 +1,6 @@
 """What the terms read from a network's outputs, and how maps of different size are brought together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,10 +47,53 @@ def feature(outputs: Outputs | None, stage: int) -> Any:
     Raises:
       UserError: if the features were not computed, or there are fewer.
     """
-    maps = _read(outputs, "features")
+    return _at(_read(outputs, "features"), stage)
+
+
+def _at(maps: Sequence[Any], stage: int) -> Any:
     if not -len(maps) <= stage < len(maps):
         raise UserError(f"stage is {stage}, but the network has {len(maps)} features: {-len(maps)} to {len(maps) - 1}")
     return maps[stage]
+
+
+def check_stages(stages: Sequence[int]) -> None:
+    """Raises ValueError unless `stages` holds integers."""
+    if any(isinstance(stage, bool) or not isinstance(stage, int) for stage in stages):
+        raise ValueError(f"stages is {tuple(stages)!r}; allowed: integers, or none for all behind the stem")
+
+
+def pairs(
+    student: Outputs | None,
+    teacher: Outputs | None,
+    stages: Sequence[int] = (),
+    *,
+    of: tuple[str, str] = ("features", "features"),
+    from_deepest: bool = False,
+) -> list[tuple[Any, Any]]:
+    """Returns the maps of both networks that a term over several stages compares, shallow to deep.
+
+    Args:
+      student: outputs, or their shapes.
+      teacher: likewise.
+      stages: indices into the maps of both networks. Without any: all behind the stem's. Where one network has more,
+        they are then paired from the shallowest on, as the published code's `zip(feat_s[1:-1], feat_t[1:-1])` does
+        (its last feature is the embedding), and the other's deepest are left out.
+      of: what is compared of the student and of the teacher, "features" or "preact".
+      from_deepest: without `stages`, pair from the deepest instead, and leave the shallowest out.
+
+    Raises:
+      UserError: if the maps were not computed, there are fewer than a stage asks for, or none behind the stem.
+    """
+    x, y = _read(student, of[0]), _read(teacher, of[1])
+    if stages:
+        return [(_at(x, stage), _at(y, stage)) for stage in stages]
+    count = min(len(x), len(y)) - 1
+    if count < 1:
+        raise UserError(
+            f"a term needs a stage behind the stem: the student has {len(x)} features, the teacher {len(y)}"
+        )
+    kept = slice(-count, None) if from_deepest else slice(1, 1 + count)
+    return list(zip(x[kept], y[kept], strict=True))
 
 
 def gradient(outputs: Outputs | None, name: str) -> Any:
@@ -64,12 +108,17 @@ def gradient(outputs: Outputs | None, name: str) -> Any:
     return grads[name]
 
 
-def _windows(size: int, bins: int) -> np.ndarray:
-    """Returns the matrix [bins size] whose rows average the windows of adaptive pooling."""
-    i = np.arange(bins)[:, None]
-    start, stop = i * size // bins, -(-(i + 1) * size // bins)
-    inside = (start <= np.arange(size)[None]) & (np.arange(size)[None] < stop)
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+def windows(size: int, bins: int) -> list[slice]:
+    """Returns the windows of adaptive pooling: bin i of n is from floor(i size / n) to ceil((i + 1) size / n)."""
+    return [slice(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+
+
+def _averages(size: int, bins: int) -> np.ndarray:
+    """Returns the matrix [bins size] whose rows average those windows."""
+    rows = np.zeros((bins, size), np.float32)
+    for i, window in enumerate(windows(size, bins)):
+        rows[i, window] = 1 / (window.stop - window.start)
+    return rows
 
 
 def pool(x: Float[Array, "b h w k"], height: int, width: int) -> Float[Array, "b height width k"]:
@@ -86,9 +135,28 @@ def pool(x: Float[Array, "b h w k"], height: int, width: int) -> Float[Array, "b
     x = x.astype(jnp.float32)
     if x.shape[1:3] == (height, width):
         return x
-    rows, columns = _windows(x.shape[1], height), _windows(x.shape[2], width)
+    return _resample(x, _averages(x.shape[1], height), _averages(x.shape[2], width))
+
+
+def _resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     # The default would round to TF32 or bfloat16 on accelerators.
     return jnp.einsum("ih,bhwk,jw->bijk", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def nearest(x: Float[Array, "b h w k"], height: int, width: int) -> Float[Array, "b height width k"]:
+    """Resizes maps to `height` x `width` positions, larger or smaller, in float32.
+
+    Position i of n takes row floor(i h / n), as `interpolate(mode="nearest")` of PyTorch does.
+    """
+    x = x.astype(jnp.float32)
+    if x.shape[1:3] == (height, width):
+        return x
+
+    def chosen(size: int, count: int) -> np.ndarray:
+        return np.eye(size, dtype=np.float32)[np.arange(count) * size // count]
+
+    # A product with rows of the identity: the derivative of a gather adds up in no fixed order on a GPU.
+    return _resample(x, chosen(x.shape[1], height), chosen(x.shape[2], width))
 
 
 def pool_alike(
@@ -102,3 +170,20 @@ def pool_alike(
 def tokens(x: Float[Array, "b h w k"]) -> Float[Array, "b n k"]:
     """Returns the positions of maps as one set an example."""
     return x.reshape(x.shape[0], -1, x.shape[3])
+
+
+def moments(
+    x: Float[Array, "b n k"], epsilon: float, *, unbiased: bool = False
+) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+    """Returns mean and standard deviation, sqrt(variance + epsilon), of each channel over positions, in float32.
+
+    Args:
+      x: positions.
+      epsilon: keeps the derivative of the root finite.
+      unbiased: divide the sum of squares by n - 1 instead of n; the variance of a single position is then 0 too.
+    """
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=1)
+    n = x.shape[1]
+    variance = jnp.sum((x - mean[:, None]) ** 2, axis=1) / (max(n - 1, 1) if unbiased else n)
+    return mean, jnp.sqrt(variance + epsilon)

@@ -8,11 +8,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gkd_jax.losses import fields
 from gkd_jax.losses.heads import POINTWISE, match, project
+from gkd_jax.losses.pairwise import unit
 from gkd_jax.losses.term import Heads, Need, State, Term, register
 from gkd_jax.outputs import Batch, Gradient, Outputs, Setup
-
-# Below this a gradient counts as zero: its inverse enters the backward pass, where 1 / 1e-38 times a sum overflows.
-_NEGLIGIBLE = 1e-30
 
 
 def residual(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> Float[Array, "b c"]:
@@ -40,16 +38,7 @@ def residual(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> Float
 
 def _angle(a: Float[Array, " b *shape"], b: Float[Array, " b *shape"]) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
     """Returns `1 - cos` for each example, and whether both sides have a direction; 0 where they have not."""
-
-    def unit(x: Array) -> tuple[Array, Array]:
-        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        size = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-        known = ~(size <= _NEGLIGIBLE)  # NaN counts as known, so that it is seen
-        # Zeros are replaced before the root: a `where` behind it would still multiply an infinite derivative by zero.
-        x = jnp.where(known, x / jnp.where(known, size, 1), 1)
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True)), known[:, 0]
-
-    (a, known_a), (b, known_b) = unit(a), unit(b)
+    (a, known_a), (b, known_b) = (unit(x.reshape(x.shape[0], -1)) for x in (a, b))
     known = known_a & known_b
     # Half the squared distance of unit vectors is 1 - cos, but exactly zero, with its derivative, at equality.
     return jnp.where(known, 0.5 * jnp.sum((a - b) ** 2, axis=-1), 0), known
@@ -106,6 +95,34 @@ def classifier_gradient(
     h, h_known = _angle(student_embedding, teacher_embedding)
     # 1 - (1 - r)(1 - h), without the cancellation.
     return jnp.where(r_known & h_known, r + h - r * h, 0)
+
+
+def class_logit(which: str, at: str) -> Gradient:
+    """Returns the request for the gradient of one logit of each example, that of a class which both networks share.
+
+    The teacher's answer depends on the image and its class alone. Where only its direction counts, as here, it may be
+    remembered; but then the student's class is that of the remembered logits, in float16, so that among two logits
+    within 0.1 % of one another either may be taken for the largest.
+
+    Args:
+      which: "label", the class of the example; "argmax", the class that the teacher thinks likeliest.
+      at: "input" or "feature:i", see `gkd_jax.outputs.Gradient`.
+
+    Returns:
+      A request named "label@AT" or "argmax@AT"; its answer is in logits per unit of what it is taken in.
+
+    Raises:
+      ValueError: if `which` is none of these.
+    """
+
+    def cotangent(logits: Array, teacher_logits: Array | None, batch: Batch, key: PRNGKeyArray) -> Array:
+        seen = logits if teacher_logits is None else teacher_logits
+        chosen = batch.labels if which == "label" else jnp.argmax(seen, axis=-1)
+        return jax.nn.one_hot(chosen, logits.shape[-1])
+
+    if which not in ("label", "argmax"):
+        raise ValueError(f"unknown class {which!r}; known: label, argmax")
+    return Gradient(f"{which}@{at}", at, cotangent, cacheable=True)
 
 
 def _cross_entropy(at: str) -> Gradient:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gkd_jax.losses.fields import pool_alike, tokens
+from gkd_jax.losses.fields import moments, pool_alike, tokens
+from gkd_jax.losses.pairwise import inner_products, squared_distances
 from gkd_jax.losses.sinkhorn import Divergence, debiased, floored, relative_epsilon
 
 # Inside the roots: the derivative at zero is 1e4 and not infinite, and lengths from 0.01 are right to 1e-4.
@@ -17,12 +18,6 @@ def normalise(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _TINY)
 
 
-def _squared_distances(x: Float[Array, "p n d"], y: Float[Array, "p m d"]) -> Float[Array, "p n m"]:
-    # The default would round to TF32 or bfloat16 on accelerators, a good part of the distance of close points.
-    inner = jnp.einsum("pnd,pmd->pnm", x, y, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(x * x, axis=2)[:, :, None] + jnp.sum(y * y, axis=2)[:, None, :] - 2 * inner
-
-
 def _between_points(
     x: Float[Array, "e n d"],
     y: Float[Array, "e n d"],
@@ -33,7 +28,7 @@ def _between_points(
 ) -> Divergence:
     """Returns the divergence of e pairs of n points of equal mass, with `extra` added to each ground cost."""
     x, y = normalise(x), normalise(jax.lax.stop_gradient(y))
-    cost = _squared_distances(jnp.concatenate([x, x, y]), jnp.concatenate([y, jax.lax.stop_gradient(x), y]))
+    cost = squared_distances(jnp.concatenate([x, x, y]), jnp.concatenate([y, jax.lax.stop_gradient(x), y]))
     if extra is not None:
         cost = cost + extra[None]
     mass = jnp.full(x.shape[:2], 1 / x.shape[1], jnp.float32)
@@ -136,13 +131,8 @@ def gaussian(
       One float32 value an example, zero at equality. The standard deviation is sqrt(variance + 1e-8), so derivatives
       are finite everywhere.
     """
-
-    def moments(x: Array) -> tuple[Array, Array]:
-        x = tokens(x).astype(jnp.float32)
-        mean = jnp.mean(x, axis=1)
-        return mean, jnp.sqrt(jnp.mean((x - mean[:, None]) ** 2, axis=1) + _TINY)
-
-    (mean_s, std_s), (mean_t, std_t) = moments(student), moments(jax.lax.stop_gradient(teacher))
+    both = (student, jax.lax.stop_gradient(teacher))
+    (mean_s, std_s), (mean_t, std_t) = (moments(tokens(x), _TINY) for x in both)
     return ratio * jnp.sum((mean_s - mean_t) ** 2, axis=1) + jnp.sum((std_s - std_t) ** 2, axis=1)
 
 
@@ -175,15 +165,49 @@ def sliced(
     return jnp.mean(difference**2, axis=(-2, -1))
 
 
-def class_cost(kernel: Float[Array, "d c"]) -> Float[Array, "c c"]:
-    """Returns one minus the cosine between the weights of classes in a classifier: similar classes are near.
+SIMILARITIES = ("cosine", "cka")
+
+
+def check_similarity(similarity: str) -> None:
+    """Raises `ValueError` unless `class_cost` knows the similarity."""
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"unknown similarity {similarity!r}; known: {', '.join(SIMILARITIES)}")
+
+
+def class_cost(
+    kernel: Float[Array, "d c"], *, similarity: str = "cosine", sharpen: float | int = 0.0
+) -> Float[Array, "c c"]:
+    r"""Cost between classes by the similarity s of their weights in a classifier: similar classes are near.
+
+    .. math:: C_{ij} = 1 - s_{ij} \quad\text{or, with } \kappa > 0, \quad C_{ij} = 1 - e^{-\kappa (1 - s_{ij})}
+
+    with s at most 1 (Lv, Yang and Li, `Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
+    Distillation <https://arxiv.org/abs/2412.08139>`_, 2024, section 3.1).
 
     Args:
       kernel: the classifier's weights, a column each class.
+      similarity: "cosine" of the columns, or "cka": the linear centred kernel alignment of two columns, as d samples of
+        one feature each, which is their squared correlation, so that opposite classes are near too.
+      sharpen: κ >= 0; 0 leaves the cost as it is.
+
+    Returns:
+      A symmetric float32 matrix, zero on the diagonal, without unit: from 0 to 2, or to less than 1 if sharpened.
+
+    Raises:
+      ValueError: if the similarity is unknown.
     """
+    check_similarity(similarity)
+    kernel = kernel.astype(jnp.float32)
+    if similarity == "cka":
+        kernel = kernel - jnp.mean(kernel, axis=0, keepdims=True)
     directions = normalise(kernel.T)
-    cosines = jnp.matmul(directions, directions.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(1 - cosines, 0) * (1 - jnp.eye(kernel.shape[1], dtype=jnp.float32))
+    similar = inner_products(directions, directions)
+    if similarity == "cka":
+        similar = similar**2
+    cost = jnp.maximum(1 - similar, 0)
+    if sharpen:
+        cost = -jnp.expm1(-sharpen * cost)
+    return cost * (1 - jnp.eye(kernel.shape[1], dtype=jnp.float32))
 
 
 def sinkhorn_logits(

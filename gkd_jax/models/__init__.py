@@ -10,7 +10,7 @@ from gkd_jax.models.layers import BatchNorm, Compute, Conv, ConvNorm, Taps, clas
 from gkd_jax.models.registry import conv_form, create, names, register
 
 # Each of these registers its networks.
-from gkd_jax.models import mobilenet, resnet, resnet_imagenet, wide_resnet  # isort: skip
+from gkd_jax.models import mobilenet, resnet, resnet_imagenet, shufflenet, vgg, wide_resnet  # isort: skip
 
 __all__ = [
     "BatchNorm",
@@ -28,5 +28,7 @@ __all__ = [
     "register",
     "resnet",
     "resnet_imagenet",
+    "shufflenet",
+    "vgg",
     "wide_resnet",
 ]

@@ -1,6 +1,7 @@
 """From a linen module to a `Model` of pure functions, and BatchNorm folded into convolutions."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from gkd_jax.models.layers import BATCH_NORM_EPSILON, Compute
-from gkd_jax.outputs import Model, Outputs, Variables
+from gkd_jax.outputs import Model, Norms, Outputs, Variables
 
 _NO_PROBES: Mapping[str, Array] = MappingProxyType({})
 
@@ -23,7 +24,9 @@ def linen(module: nn.Module, *, classifier: str = "classifier") -> Model:
       module: called as `module(images, train=train, probes=probes)`, it returns `Outputs`. It keeps running statistics
         in the collection "batch_stats", if it has any, and draws dropout from the stream "dropout". If its class says
         `foldable = True`, the model can be folded: it then has a field `compute` (a `layers.Compute`) whose `folded` it
-        heeds, and normalises by `layers.ConvNorm` and `layers.BatchNorm` alone.
+        heeds, and normalises by `layers.ConvNorm` and `layers.BatchNorm` alone. If it has a method `preact_norms()`,
+        that returns, for each of `Outputs.preact`, the path of the BatchNorm that it comes out of, such as
+        "stem/norm", or None; so the model can say its `norms`, until it is folded.
       classifier: name of its child whose parameters are `kernel` [d c] and `bias` [c].
     """
     compute = getattr(module, "compute", None)
@@ -57,8 +60,18 @@ def linen(module: nn.Module, *, classifier: str = "classifier") -> Model:
         again = module.clone(compute=dataclasses.replace(compute, folded=True))
         return linen(again, classifier=classifier), fold_variables(variables)
 
+    def norms(variables: Variables) -> Norms:
+        paths: tuple[str | None, ...] = module.preact_norms()
+        return tuple(None if path is None else _scale_and_bias(variables["params"], path) for path in paths)
+
     can_fold = getattr(type(module), "foldable", False) and not folded
-    return Model(init, apply, read_classifier, fold if can_fold else None)
+    can_say = hasattr(module, "preact_norms") and not folded
+    return Model(init, apply, read_classifier, fold if can_fold else None, norms if can_say else None)
+
+
+def _scale_and_bias(params: Mapping[str, Any], path: str) -> tuple[Array, Array]:
+    norm = functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
+    return norm["scale"], norm["bias"]
 
 
 def fold_variables(variables: Variables) -> Variables:

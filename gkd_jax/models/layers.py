@@ -199,7 +199,8 @@ def linear_bias_init(inputs: int) -> Initializer:
     return init
 
 
-# PyTorch's default for a linear layer's weight: uniform within ±1/√inputs, whose variance is 1 / (3 · inputs).
+# PyTorch's default for the weight of a linear layer or a convolution: uniform within ±1/√inputs, where a kernel's taps
+# all are inputs. The variance is 1 / (3 · inputs).
 linear_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

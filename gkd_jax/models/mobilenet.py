@@ -72,6 +72,11 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     compute: Compute = Compute()
 
+    def preact_norms(self) -> tuple[str, ...]:
+        """Returns the path of the BatchNorm at the end of each stage's last block; see `adapter.linen`."""
+        ends = [f"group{i}_block{blocks}" for i, (_, _, blocks, _, ends_stage) in enumerate(_GROUPS, 1) if ends_stage]
+        return ("stem/norm", *(f"{end}/project/norm" for end in ends))
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w k"], *, train: bool, probes: Mapping[str, Array]) -> Outputs:
         """Returns the outputs for normalised images of any number of channels."""

@@ -94,6 +94,11 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     compute: Compute = Compute()
 
+    def preact_norms(self) -> tuple[str, ...]:
+        """Returns the path of the BatchNorm that ends the branch of each stage's last block; see `adapter.linen`."""
+        last = "conv3" if self.bottleneck else "conv2"
+        return ("stem/norm", *(f"stage{stage}_block{n}/{last}/norm" for stage, n in enumerate(self.blocks, 1)))
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w k"], *, train: bool, probes: Mapping[str, Array]) -> Outputs:
         """Returns the outputs for normalised images of any number of channels."""

@@ -63,6 +63,10 @@ class WideResNet(nn.Module):
     widen: int
     compute: Compute = Compute()
 
+    def preact_norms(self) -> tuple[str, ...]:
+        """Returns the path of the BatchNorm that reads each feature first; see `adapter.linen`."""
+        return (*(f"stage{stage}_block1/norm1" for stage in (1, 2, 3)), "norm")
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w k"], *, train: bool, probes: Mapping[str, Array]) -> Outputs:
         """Returns the outputs for normalised images of any number of channels."""

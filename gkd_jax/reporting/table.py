@@ -1,6 +1,6 @@
 """The table that closes a run: what distillation brought, and what it cost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, SupportsFloat
 
 
@@ -42,9 +42,22 @@ def closing_table(rows: Iterable[Row]) -> str:
                 "-" if seconds is None else f"{float(seconds):.1f}",
             )
         )
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Returns rows of text as columns, the first row as their heads over a rule.
+
+    Args:
+      cells: equally long rows.
+      left: how many columns are aligned to the left, the others being numbers.
+    """
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, tuple("-" * width for width in widths))
+    rule = ["-" * width for width in widths]
     return "\n".join(
-        "  ".join([cell[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cell[1:], widths[1:], strict=True))])
-        for cell in cells
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (cells[0], rule, *cells[1:])
     )

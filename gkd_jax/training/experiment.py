@@ -13,7 +13,8 @@ import optax
 from gkd_jax import config, data, objective
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
-from gkd_jax.outputs import Setup
+from gkd_jax.models.simkd import Reused
+from gkd_jax.outputs import Model, Setup
 from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import checkpoint, finished, summary, teacher
@@ -53,9 +54,14 @@ def _alone(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **resolved,
         "compare_alone": False,
+        "student": _with_own_classifier(resolved["student"]),
         "objective": objective.resolve({"mode": "sum", "ce": ce, "terms": {}}),
         "teacher": {**resolved["teacher"], "model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE},
     }
+
+
+def _with_own_classifier(student: Mapping[str, Any]) -> dict[str, Any]:
+    return {**student, **({"reuse_classifier": False} if "reuse_classifier" in student else {})}
 
 
 def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = None) -> dict[str, Any]:
@@ -91,7 +97,8 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     if folders.alone:
         check(folders.alone, _alone(resolved), dataset)
     _say_unheld(resolved, dataset)
-    claim(workdir, resolved, dataset, checkpoint.sha256(master.finished.variables["params"]) if master else None)
+    known = checkpoint.sha256(master.finished.variables["params"]) if master else None
+    claim(workdir, resolved, dataset, known, _reused_final(resolved, dataset, master))
     with alone_in(workdir):
         if folders.teacher and master is None:
             claim(folders.teacher, of_teacher(resolved), dataset)
@@ -129,6 +136,21 @@ def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: Datase
         held = ", ".join(map(str, seeds))
         say(f"teacher.checkpoint: {folder} holds networks of the seeds {held}; the teacher is that of {seeds[0]}")
     return found
+
+
+def _reused_final(resolved: Mapping[str, Any], dataset: Dataset, master: Teacher | None) -> tuple[int, int, int] | None:
+    """Returns the shape of the teacher's final map where the student reuses its classifier, trained or not."""
+    if not finished.reuses(resolved):
+        return None
+    if master is not None:
+        return master.reused(dataset.image_shape).final
+    model = finished.network(of_teacher(resolved), dataset.num_classes)
+    return teacher.final_shape(model, _shapes(model, dataset), dataset.image_shape)
+
+
+def _shapes(model: Model, dataset: Dataset) -> Any:
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def _say_unheld(resolved: Mapping[str, Any], dataset: Dataset) -> None:
@@ -181,10 +203,15 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
     labels = jnp.asarray(dataset.train_labels)
 
     def begin(key: Any) -> Any:
-        master = finished.network({**resolved, "student": {"model": given["model"]}}, dataset.num_classes)
-        student = finished.network(resolved, dataset.num_classes)
+        master = _network_of_teacher(resolved, dataset)
         variables = master.init(key, jnp.zeros(shape.shape, shape.dtype))
-        setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, *master.classifier(variables))
+        kernel, bias = master.classifier(variables)
+        reused = None
+        if finished.reuses(resolved):
+            reused = Reused(teacher.final_shape(master, variables, dataset.image_shape), kernel, bias)
+        student = finished.network(resolved, dataset.num_classes, reused=reused)
+        norms = master.norms(variables) if master.norms is not None else None
+        setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, kernel, bias, norms)
         networks = Networks(student, master, variables)
         return init_state(key, networks, lines, optax.identity(), shape, setup, epochs=1, ema=False)
 
@@ -192,6 +219,15 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
         jax.eval_shape(begin, jax.random.key(0))
     except ValueError as error:  # a term that these networks' features do not suit
         raise UserError(f"objective: {error}") from error
+
+
+def _network_of_teacher(resolved: Mapping[str, Any], dataset: Dataset) -> Model:
+    """Returns the teacher's network, also where it is itself a student with the classifier of its own teacher."""
+    given = {**resolved, "student": {"model": resolved["teacher"]["model"]}}
+    file = pathlib.Path(resolved["teacher"]["checkpoint"] or "") / finished.DATA
+    record = finished.read(file) if resolved["teacher"]["checkpoint"] and file.exists() else {}
+    given["student"]["reuse_classifier"] = finished.REUSED in record
+    return finished.rebuilt(given, record, dataset.num_classes)
 
 
 def _train(job: Job, stop: Stop | None) -> Trained:
@@ -221,7 +257,7 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
     if dataset.digest != network.record["digest"]:
         raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
     report = summary.report(dataset, workdir)
-    lines = [f"{report['model']} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
+    lines = [f"{summary.title(report)} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
     if report["val_accuracy"] is not None:
         lines.append(f"validation accuracy  {_percent(report, 'val_accuracy')}  ({len(dataset.val_images)} images)")
     lines.append(f"test accuracy        {_percent(report, 'test_accuracy')}  ({len(dataset.test_images)} images)")

@@ -13,10 +13,13 @@ import numpy as np
 from gkd_jax import data, models
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
+from gkd_jax.losses import fields
+from gkd_jax.models.simkd import Reused, reuse_classifier
 from gkd_jax.outputs import Model, Variables
-from gkd_jax.training import checkpoint
+from gkd_jax.training import checkpoint, frozen
 
 CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
+REUSED = "teacher_final"  # in `data.json`: height, width and channels of the map that a reused classifier reads
 _BATCH = 256
 
 
@@ -80,10 +83,45 @@ class Finished:
         object.__setattr__(self, "_probabilities", jax.jit(probabilities))  # the dataclass is frozen
 
 
-def network(config: Mapping[str, Any], num_classes: int, platform: str | None = None) -> Model:
-    """Returns the network that a run with this configuration trains, for this machine or another `platform`."""
+def network(
+    config: Mapping[str, Any], num_classes: int, platform: str | None = None, reused: Reused | None = None
+) -> Model:
+    """Returns the network that a run with this configuration trains, for this machine or another `platform`.
+
+    Args:
+      config: of the run, resolved.
+      num_classes: of its data.
+      platform: to run it on, where it is not this machine's.
+      reused: what the student takes over from its teacher, where the configuration says that it does.
+    """
     form = models.conv_form(platform or jax.default_backend())
-    return models.create(config["student"]["model"], num_classes=num_classes, dtype=config["dtype"], conv=form)
+    student = models.create(config["student"]["model"], num_classes=num_classes, dtype=config["dtype"], conv=form)
+    if not reuses(config):
+        return student
+    assert reused is not None
+    compute = models.Compute(jnp.dtype(config["dtype"]), form)
+    return reuse_classifier(student, reused, pool=fields.pool, compute=compute)
+
+
+def reuses(config: Mapping[str, Any]) -> bool:
+    """Returns whether the student of a run with this configuration speaks through its teacher's classifier."""
+    return bool(config["student"].get("reuse_classifier", False))
+
+
+def rebuilt(config: Mapping[str, Any], record: Mapping[str, Any], num_classes: int) -> Model:
+    """Returns the network of a run as its directory describes it, without its teacher.
+
+    Args:
+      config: of the run, resolved, perhaps with another compute type.
+      record: the content of its `data.json`.
+      num_classes: of its data.
+    """
+    if not reuses(config):
+        return network(config, num_classes)
+    height, width, channels = record[REUSED]
+    # Of zeros until its own are read from the directory
+    kernel, bias = np.zeros((channels, num_classes), np.float32), np.zeros(num_classes, np.float32)
+    return network(config, num_classes, reused=Reused((height, width, channels), kernel, bias))
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
@@ -115,14 +153,14 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _registered(workdir: pathlib.Path, config: Mapping[str, Any], num_classes: int) -> Model:
+def _registered(workdir: pathlib.Path, config: Mapping[str, Any], known: Mapping[str, Any]) -> Model:
     name = config["student"]["model"]
     if name not in models.names():
         raise UserError(
             f"{workdir} holds a network {name!r}, which is not registered; if the run's configuration file registers "
             "it, run that file first"
         )
-    return network(config, num_classes)
+    return rebuilt(config, known, len(known["class_names"]))
 
 
 def load(workdir: str | pathlib.Path, *, seed: int | None = None, averaged: bool = True) -> Finished:
@@ -156,16 +194,17 @@ def load_seeds(workdir: str | pathlib.Path, *, averaged: bool = True) -> dict[in
         ema = bool(config["ema"]) and averaged
         several = config.get("seeds", [])
         seeds = several or [config["seed"]]
-        model = _registered(workdir, config, len(known["class_names"]))
+        model = _registered(workdir, config, known)
     except (KeyError, TypeError) as error:
         raise UserError(f"{workdir}: {CONFIG} or {DATA} is not what gkd_jax wrote there (no {error})") from error
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    kept = {name: shapes[name] for name in ("params", "batch_stats") if name in shapes}
     if several:
-        kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype), kept)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype), shapes)
+    kept = {name: shapes[name] for name in frozen.TRAINED if name in shapes}
     wanted = {"ema": kept} if ema else kept
     tree, step = _restored(workdir, wanted, total)
-    tree = tree["ema"] if ema else tree
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    tree = {**(tree["ema"] if ema else tree), **frozen.read(workdir, frozen.not_trained(shapes), device)}
     return {
         seed: Finished(
             config=config,

@@ -21,6 +21,7 @@ from gkd_jax.reporting.tensorboard import TensorBoardWriter
 from gkd_jax.training import finished, members
 from gkd_jax.training.checkpoint import Checkpoints, abstract_like
 from gkd_jax.training.evaluate import Evaluator
+from gkd_jax.training.frozen import keep
 from gkd_jax.training.program import Job, Program
 from gkd_jax.training.state import Metrics, TrainState
 from gkd_jax.training.stop import Interrupted, Stop
@@ -68,6 +69,7 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
     try:
         latest = checkpoints.latest
         state, frozen = program.initial()
+        frozen = keep(job.workdir, frozen)
         if latest is not None:
             state = checkpoints.load(abstract_like(state), latest)
         return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()

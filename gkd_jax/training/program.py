@@ -10,20 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from gkd_jax import data, objective
 from gkd_jax.config import NO_CACHE, cache_folder, steps_of
 from gkd_jax.data import Dataset
+from gkd_jax.models.simkd import Reused
 from gkd_jax.objective import Lines
-from gkd_jax.outputs import Batch, Setup, Variables
+from gkd_jax.outputs import Setup, Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
+from gkd_jax.training.batches import Batches
 from gkd_jax.training.devices import compiled_alone, evenly, faster_alone, mesh, one_program_at_a_time, replicated
-from gkd_jax.training.recall import OfNoUse, Recall, outputs, unheld
-from gkd_jax.training.state import PLAN, Networks, TrainState, init_state
-from gkd_jax.training.step import Fixed, MakeBatch, Plan, TrainStep, make_step
+from gkd_jax.training.recall import OfNoUse, Recall, unheld
+from gkd_jax.training.state import Networks, TrainState, init_state, run_key
+from gkd_jax.training.step import Fixed, Plan, TrainStep, make_step
 from gkd_jax.training.teacher import Teacher
+from gkd_jax.training.views import STRONG, by_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Program:
         self.rate = job.learning_rate()
         self.tx = optimizer.sgd(config["optimizer"], self.rate)
         self.networks = Networks(
-            finished.network(config, dataset.num_classes, platform),
+            finished.network(config, dataset.num_classes, platform, self._reused),
             job.teacher.model if job.teacher else None,
             job.teacher.variables if job.teacher else {},
         )
@@ -101,6 +104,9 @@ class Program:
         self.waits = one_program_at_a_time(self.devices)
         self.mesh = mesh(self.devices, apart)
         self.replicated = replicated(self.mesh)
+        self.batches = Batches(
+            config, dataset, self.mesh, apart=self.strategy == "shard", strong=STRONG in by_view(self.lines)
+        )
         self.period = math.lcm(*(line.every for line in self.lines.values()))
         limit = config["steps_per_call"]
         if limit == "auto":
@@ -131,10 +137,6 @@ class Program:
         """Returns what a program gave, once it is there if no other program may be dispatched before."""
         return jax.block_until_ready(tree) if self.waits else tree
 
-    def place(self, tree: Any) -> Any:
-        """Returns a tree on all devices."""
-        return jax.device_put(tree, self.replicated)
-
     def _on(self, specs: Any) -> Any:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
@@ -162,10 +164,16 @@ class Program:
             ema=job.config["ema"] > 0,
         )
         if not self.seeds:
-            return self.ended(jax.jit(build, out_shardings=self.replicated)(_key(job.config["seed"])))
+            return self.ended(jax.jit(build, out_shardings=self.replicated)(run_key(job.config["seed"])))
         frozen_on = NamedSharding(self.mesh, PartitionSpec("seed" if self.strategy == "shard" else None))
         built = jax.jit(members.stack_init(build), out_shardings=(self._state_on, frozen_on))
-        return self.ended(built(jnp.stack([_key(seed) for seed in self.seeds])))
+        return self.ended(built(jnp.stack([run_key(seed) for seed in self.seeds])))
+
+    @property
+    def _reused(self) -> Reused | None:
+        """What the student takes over from its teacher."""
+        teacher = self.job.teacher
+        return teacher.reused(self.job.dataset.image_shape) if teacher and finished.reuses(self.job.config) else None
 
     @property
     def _setup(self) -> Setup:
@@ -182,13 +190,18 @@ class Program:
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0, with what is remembered of the teacher."""
-        plan = self.ended(Plan(*self._plan(self._plan_key, epoch)))
+        plan = self.ended(self.batches.plan(epoch))
         if self.recall is None:
             return plan
         left = self.job.config["epochs"] - epoch
-        following = functools.partial(self._plan, self._plan_key, epoch + 1) if left > 1 else None
+
+        def following() -> tuple[Array, Array]:
+            after = self.batches.plan(epoch + 1)
+            return after.index, after.view
+
         try:
-            return plan._replace(teacher=self.recall(plan.index, plan.view, self.by_column, left, following))
+            rows = self.recall(plan.index, plan.view, self.batches.by_column, left, following if left > 1 else None)
+            return plan._replace(teacher=rows)
         except OfNoUse as error:  # before the first step: none is compiled that is given rows
             held = self.job.config["teacher"]["cache"]
             say(f"{self.job.name}: teacher.cache = {held!r} is of no use here, the teacher runs at every step: {error}")
@@ -208,7 +221,7 @@ class Program:
             teacher._replace(variables=self._teacher_variables),
             self.lines,
             self.job.dataset,
-            self._gather,
+            self.batches.gather,
             dtype=self.job.config["dtype"],
             memory=given["cache_memory"],
             folder=cache_folder(given["cache_dir"], "teachers"),
@@ -221,74 +234,8 @@ class Program:
     @functools.cached_property
     def _teacher_variables(self) -> Variables:
         """Of the teacher, on all devices."""
-        placed: Variables = self.place(self.networks.teacher_variables)
+        placed: Variables = jax.device_put(self.networks.teacher_variables, self.replicated)
         return placed
-
-    def _gather(self, index: Int[Array, " m"], view: Int[Array, " m"]) -> Batch:
-        return self._gathered(Fixed(*self._images), index, view)
-
-    @functools.cached_property
-    def _gathered(self) -> Callable[..., Batch]:
-        make = self.make_batch(("seed", "data"))  # all devices, however the students share them
-        return jax.jit(lambda fixed, index, view: make(Plan(index[None], view[None]), fixed, jnp.int32(0)))
-
-    @functools.cached_property
-    def _images(self) -> tuple[Array, Array]:
-        """The padded images and their labels, on all devices."""
-        dataset = self.job.dataset
-        padded, labels = self.place((data.pad_images(dataset.train_images, dataset.pad), dataset.train_labels))
-        return padded, labels
-
-    @property
-    def _plan_key(self) -> Array:
-        config = self.job.config
-        if self.seeds and not self.shares:
-            return jnp.stack([jax.random.fold_in(_key(seed), PLAN) for seed in self.seeds])
-        given = config["batch_seed"]
-        return jax.random.fold_in(_key(config["seed"] if given is None else given), PLAN)
-
-    @functools.cached_property
-    def _plan(self) -> Callable[..., tuple[Array, Array]]:
-        job = self.job
-        draw = functools.partial(
-            data.epoch_plan,
-            num_examples=len(job.dataset.train_labels),
-            batch_size=job.config["batch_size"],
-            num_views=job.dataset.num_views,
-        )
-        if self._plan_key.ndim:
-            draw = jax.vmap(draw, in_axes=(0, None))
-        return jax.jit(draw, out_shardings=self.by_column)
-
-    @functools.cached_property
-    def by_column(self) -> NamedSharding:
-        """Where a plan lies."""
-        columns = PartitionSpec(None, "data")
-        if self.seeds and not self.shares:
-            columns = PartitionSpec("seed" if self.strategy == "shard" else None, *columns)
-        return NamedSharding(self.mesh, columns)
-
-    def make_batch(self, axes: tuple[str, ...] = ("data",)) -> MakeBatch:
-        """Returns the function that gathers a batch from the images, shared out along these axes of the mesh."""
-        dataset = self.job.dataset
-        rows = NamedSharding(self.mesh, PartitionSpec(axes))
-
-        def make(plan: Plan, fixed: Fixed, step: Int[Array, ""]) -> Batch:
-            index, view, teacher = jax.tree.map(lambda x: x[step % plan.index.shape[0]], plan)
-            crops = data.crop_flip(fixed.images, index, view, pad=dataset.pad, flip=dataset.flip)
-            crops = jax.lax.with_sharding_constraint(crops, rows)
-            labels = fixed.labels[index]
-            return Batch(
-                images={"weak": data.normalise(crops, dataset.mean, dataset.std)},
-                labels=labels,
-                targets=jax.nn.one_hot(labels, dataset.num_classes),
-                index=index,
-                view=view,
-                step=step,
-                teacher={"weak": outputs(teacher)} if teacher else {},
-            )
-
-        return make
 
     def call_at(self, step: int) -> int:
         """Returns how many steps the next program does, at `step` of the run."""
@@ -316,7 +263,7 @@ class Program:
         lines = objective.active(self.lines, step)
         if tuple(lines) not in self._pures:
             ema = self.job.config["ema"]
-            make = self.make_batch(self.together.axes if self.together else ("data",))
+            make = self.batches.make(self.together.axes if self.together else ("data",))
             one = make_step(self.networks, lines, self.tx, make, ema=ema, every=self.lines)
             self._pures[tuple(lines)] = self.together.step(one) if self.together else one.__call__
         return self._pures[tuple(lines)]
@@ -324,7 +271,7 @@ class Program:
     def fixed(self, frozen: Variables) -> Fixed:
         """Returns what every step reads, on all devices."""
         # A step that is given the teacher's rows drops these variables when it is compiled
-        return Fixed(*self._images, self._teacher_variables, frozen, self._constants)
+        return Fixed(*self.batches.images, self._teacher_variables, frozen, self._constants)
 
     @functools.cached_property
     def _constants(self) -> Any:
@@ -343,7 +290,3 @@ class Program:
 
 # Enough for the host's share of a step to vanish, few enough to stop within a second or two
 _STEPS_PER_CALL = 128
-
-
-def _key(seed: int) -> Array:
-    return jax.random.key(seed, impl="threefry2x32")

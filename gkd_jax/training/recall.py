@@ -29,6 +29,7 @@ from gkd_jax.training.forward import forward, forward_shapes
 from gkd_jax.training.shards import Shards, key
 from gkd_jax.training.tables import TooLarge
 from gkd_jax.training.teacher import Teacher
+from gkd_jax.training.views import STRONG, WEAK, by_view
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
 _GB = 1 << 30
@@ -45,12 +46,22 @@ def views_at_once(platform: str) -> int:
 
 
 def unheld(level: str, lines: Lines) -> list[str]:
-    """Returns what the lines need of the teacher and a cache of that level does not hold, for a message."""
+    """Returns what the lines need of the teacher and a cache of that level does not hold, for a message.
+
+    A cache is of the view "weak". What the teacher says of another one is computed at every step beside it; but where
+    that is all that is asked of the teacher, a cache is for nothing.
+    """
     held = {f"teacher.{name}" for name in _held(level)}
-    needs = {need for line in lines.values() for need in line.term.needs}
+    needs = {need for line in _remembered_lines(lines).values() for need in line.term.needs}
+    if not needs and any(line.term.needs for line in lines.values()):
+        return [f"the teacher on the view {STRONG!r} alone"]
     missing = {need for need in needs if isinstance(need, str) and need not in held}
     missing |= {f"the gradient {g.name}" for g in needs if isinstance(g, Gradient) and not _remembered(level, g)}
     return sorted(missing)
+
+
+def _remembered_lines(lines: Lines) -> Lines:
+    return by_view(lines).get(WEAK, {})
 
 
 def _held(level: str) -> tuple[str, ...]:
@@ -103,10 +114,10 @@ class Recall:
           polled: called between batches; may raise.
         """
         self.level, self.early = level, early
-        self._teacher, self._lines, self._dataset, self._gather = teacher, lines, dataset, gather
+        self._teacher, self._lines, self._dataset, self._gather = teacher, _remembered_lines(lines), dataset, gather
         self._dtype, self._memory, self._folder, self._where = dtype, memory, folder, where
         self._waits, self._polled, self._views = waits, polled, dataset.num_views
-        self._gradients = tuple(g for g in objective.gradients(lines) if _remembered(level, g))
+        self._gradients = tuple(g for g in objective.gradients(self._lines) if _remembered(level, g))
         self._next: concurrent.futures.Future[tuple[np.ndarray, dict[str, Array] | None]] | None = None
         self.how: Literal["up front", "by epoch"] | None = None
 

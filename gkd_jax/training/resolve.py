@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from gkd_jax import config, models, objective
 from gkd_jax.errors import UserError, unknown
+from gkd_jax.training.finished import reuses
 
 
 def resolve(given: ConfigDict) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def _check_teacher(resolved: dict[str, Any]) -> None:
         raise UserError(
             f"teacher.model is {config.NO_TEACHER!r}, but objective.terms.{needing[0]} has a weight and needs a teacher"
         )
+    if reuses(resolved):
+        raise UserError("student.reuse_classifier is true, but teacher.model is 'none'")
     if resolved["teacher"]["checkpoint"]:
         raise UserError("teacher.checkpoint is given, but teacher.model is 'none'")
     if resolved["teacher"]["cache"] != config.NO_CACHE:

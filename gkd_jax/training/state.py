@@ -13,11 +13,17 @@ from gkd_jax import objective
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Model, Outputs, Setup, Variables
 from gkd_jax.training.forward import forward_shapes
+from gkd_jax.training.frozen import not_trained
 
 Tree = Any  # of arrays, or of their shapes: states are also built abstractly
 
 # What the seed's key is folded with for each use.
-PARAMETERS, HEADS, STEPS, PLAN = range(4)
+PARAMETERS, HEADS, STEPS, PLAN, STRONG = range(5)
+
+
+def run_key(seed: int) -> PRNGKeyArray:
+    """Returns the key of a run's seed, of a kind that gives the same numbers everywhere."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 @flax.struct.dataclass
@@ -127,7 +133,6 @@ def init_state(
     """
     blank = jnp.zeros(images.shape, images.dtype)
     variables = networks.student.init(jax.random.fold_in(key, PARAMETERS), blank)
-    frozen = {name: tree for name, tree in variables.items() if name not in ("params", "batch_stats")}
     wanted = objective.gradients(lines)
     student = forward_shapes(networks.student, variables, images, wanted, train=True)
     teacher: Outputs | None = None
@@ -151,4 +156,4 @@ def init_state(
         first_nonfinite=jnp.full((2,), -1, jnp.int32),
         key=jax.random.fold_in(key, STEPS),
     )
-    return state, frozen
+    return state, not_trained(variables)

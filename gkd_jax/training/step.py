@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int, PRNGKeyArray, Shaped, UInt8
 
 from gkd_jax import objective
 from gkd_jax.objective import Lines, Reading
 from gkd_jax.outputs import Batch, Outputs, Variables, stop_gradient
 from gkd_jax.training.forward import forward
 from gkd_jax.training.state import LineMetrics, Metrics, Networks, TrainState
+from gkd_jax.training.views import by_view, key_of
 
 Tree = Any
 
@@ -27,11 +28,14 @@ class Plan(NamedTuple):
     Attributes:
       index, view: [steps, batch] each; [seeds, steps, batch] where students see batches of their own.
       teacher: what a cache holds of the teacher's outputs on them, of the same leading shape each; {} without one.
+      key: what the view "strong" is drawn from, by the number of the step; [seeds] where students see batches of their
+        own. None where nothing sees that view: it is then not made.
     """
 
     index: Int[Array, "*seeds s b"]  # type: ignore[assignment]  # hides tuple.index
     view: Int[Array, "*seeds s b"]
     teacher: Mapping[str, Array] = {}
+    key: PRNGKeyArray | Shaped[PRNGKeyArray, " seeds"] | None = None
 
 
 class Fixed(NamedTuple):
@@ -108,25 +112,30 @@ def make_step(
       every: all the lines of the run, where `lines` are but some of them.
     """
     order = tuple(lines if every is None else every)
-    views = sorted({line.view for line in lines.values()})
-    wanted = objective.gradients(lines)
-    taught = networks.teacher is not None and any(objective.needs_teacher(line) for line in lines.values())
+    seen = by_view(lines)
+    wanted = {view: objective.gradients(mine) for view, mine in seen.items()}
+    taught = [view for view, mine in seen.items() if any(map(objective.needs_teacher, mine.values()))]
     # Students may share what the teacher says of a batch, but not what it draws by the key of one of them
-    drawn = any(not gradient.cacheable for gradient in wanted)
+    drawn = any(not gradient.cacheable for gradients in wanted.values() for gradient in gradients)
 
     def teach(batch: Batch, fixed: Fixed, key: Array) -> Mapping[str, Outputs]:
-        if networks.teacher is None or not taught:
+        model = networks.teacher
+        if model is None:
             return {}
-        return {
-            view: stop_gradient(
-                batch.teacher[view]
-                if view in batch.teacher
-                else forward(
-                    networks.teacher, fixed.teacher, batch.images[view], wanted, train=False, batch=batch, key=key
-                )[0]
-            )
-            for view in views
-        }
+
+        def ask(view: str) -> Outputs:
+            return forward(
+                model,
+                fixed.teacher,
+                batch.images[view],
+                wanted[view],
+                train=False,
+                batch=batch,
+                key=key_of(key, view),
+            )[0]
+
+        # A cache holds the view "weak" alone
+        return {view: stop_gradient(batch.teacher[view] if view in batch.teacher else ask(view)) for view in taught}
 
     def prepare(plan: Plan, fixed: Fixed, step: Int[Array, ""]) -> Lesson:
         batch, steps = make_batch(plan, fixed, step), plan.index.shape[0]
@@ -141,22 +150,22 @@ def make_step(
 
         def loss_of(trained: Tree) -> tuple[Array, tuple[dict[str, Reading], Tree, Tree, Array]]:
             statistics, student = state.batch_stats, {}
-            for view in views:
+            for view in seen:
                 variables = {"params": trained["params"], "batch_stats": statistics, **fixed.frozen}
                 student[view], statistics = forward(
                     networks.student,
                     variables,
                     batch.images[view],
-                    wanted,
+                    wanted[view],
                     train=True,
                     batch=batch,
-                    teacher_logits=teacher[view].logits if teacher else None,
-                    key=key,
+                    teacher_logits=teacher[view].logits if view in teacher else None,
+                    key=key_of(key, view),
                 )
             loss, (readings, terms) = objective.total(
                 lines, trained["heads"], state.terms, state.weights, fixed.constants, student, teacher, batch, key
             )
-            correct = jnp.sum(jnp.argmax(student[views[0]].logits, -1) == batch.labels)
+            correct = jnp.sum(jnp.argmax(student[next(iter(seen))].logits, -1) == batch.labels)
             return loss, (readings, terms, statistics, correct)
 
         (loss, (readings, terms, statistics, correct)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)

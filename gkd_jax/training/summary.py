@@ -63,10 +63,24 @@ def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True, fi
         "model": network.config["student"]["model"],
         **(_over_seeds(each) if len(each) > 1 else next(iter(each.values()))),
         "params": count.parameters(network.variables),
+        **_parts(network),
         "steps": network.step,
         "seconds": seconds(workdir),
         "workdir": str(workdir),
     }
+
+
+def _parts(network: finished.Finished) -> dict[str, Any]:
+    """Returns what `params` is the sum of, where a student reuses its teacher's classifier, which is in neither."""
+    if not finished.reuses(network.config):
+        return {}
+    parts = {name: count.parameters({"params": tree}) for name, tree in network.variables["params"].items()}
+    return {"params_of": parts}
+
+
+def title(part: Mapping[str, Any]) -> str:
+    """Returns what a report calls its network: "resnet8x4 + projector" for one with a projector."""
+    return " + ".join([part["model"], *(name for name in part.get("params_of", ()) if name != "student")])
 
 
 def _over_seeds(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -115,7 +129,7 @@ def table(summary: Mapping[str, Any]) -> str:
         "student_raw": "student, not averaged",
     }
     rows = [
-        Row(f"{name} ({part['model']})", part["test_accuracy"], part["params"], part["seconds"], _deviation(part))
+        Row(f"{name} ({title(part)})", part["test_accuracy"], part["params"], part["seconds"], _deviation(part))
         for key, name in named.items()
         if (part := summary.get(key))
     ]

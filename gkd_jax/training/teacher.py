@@ -3,13 +3,17 @@
 import pathlib
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
+from gkd_jax.models.simkd import Reused
 from gkd_jax.outputs import Model, Norms, Variables
-from gkd_jax.training.finished import Finished, load, network
+from gkd_jax.training.finished import Finished, load, rebuilt
+from gkd_jax.training.forward import forward_shapes
 
 
 class Teacher(NamedTuple):
@@ -28,6 +32,24 @@ class Teacher(NamedTuple):
     bias: Array
     finished: Finished
     norms: Norms | None = None
+
+    def reused(self, image_shape: tuple[int, int, int]) -> Reused:
+        """Returns what a student takes over that speaks through its classifier; see `final_shape`."""
+        return Reused(final_shape(self.model, self.variables, image_shape), self.kernel, self.bias)
+
+
+def final_shape(model: Model, variables: Variables, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns height, width and channels of a teacher's final map; the variables may be shapes.
+
+    Raises:
+      UserError: if it reports none.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    final = forward_shapes(model, variables, images, (), train=False).final
+    if final is None:
+        raise UserError("student.reuse_classifier needs a teacher that reports its final map, and this one does not")
+    _, height, width, channels = final.shape
+    return height, width, channels
 
 
 def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str) -> Teacher:
@@ -61,7 +83,8 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str
             f"{workdir}: the teacher's images were normalised by mean {finished.mean} and std {finished.std}, those of "
             f"{dataset.name} are by {dataset.mean} and {dataset.std}; teacher and student need the same"
         )
-    model, variables = network({**finished.config, "dtype": dtype}, dataset.num_classes), finished.variables
+    model = rebuilt({**finished.config, "dtype": dtype}, finished.record, dataset.num_classes)
+    variables = finished.variables
     kernel, bias = model.classifier(variables)
     norms = model.norms(variables) if model.norms is not None else None
     if model.fold is not None:

@@ -13,7 +13,11 @@ from gkd_jax.training import finished
 
 
 def claim(
-    workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset, teacher_sha256: str | None = None
+    workdir: pathlib.Path,
+    resolved: Mapping[str, Any],
+    dataset: Dataset,
+    teacher_sha256: str | None = None,
+    teacher_final: tuple[int, int, int] | None = None,
 ) -> None:
     """Makes a directory the one of a run, or makes sure that it is already.
 
@@ -22,6 +26,8 @@ def claim(
       resolved: the run's configuration.
       dataset: its data.
       teacher_sha256: of the parameters of a teacher from elsewhere, which may not change under the run.
+      teacher_final: height, width and channels of the teacher's final map, where the student reuses its classifier: so
+        the student can be built again without the teacher.
 
     Raises:
       UserError: if it belongs to a run of another configuration, other data or another teacher, or cannot be written.
@@ -39,7 +45,8 @@ def claim(
     except OSError as error:
         raise UserError(f"{workdir}: cannot be made a directory ({error.strerror})") from error
     write_json(workdir / finished.CONFIG, resolved)
-    write_json(workdir / finished.DATA, {**finished.facts(dataset), "teacher_sha256": teacher_sha256})
+    reused = {} if teacher_final is None else {finished.REUSED: teacher_final}
+    write_json(workdir / finished.DATA, {**finished.facts(dataset), "teacher_sha256": teacher_sha256, **reused})
 
 
 def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> bool:

@@ -49,3 +49,41 @@ def test_heads(head, names, key):
     assert heads.project(head, {}, x) is x
     found = heads.project(head, heads.match(head, key, 3, 4), x)
     np.testing.assert_allclose(found, head.apply(params, x), atol=1e-6)
+
+
+def test_nearest():
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    found = fields.nearest(jnp.asarray(x), 3, 8)
+    np.testing.assert_array_equal(found, np.repeat(x[:, ::2], 2, axis=2))
+    assert fields.nearest(jnp.asarray(x, jnp.bfloat16), 6, 4).dtype == jnp.float32
+    torch = pytest.importorskip("torch")
+    for size in ((9, 9), (4, 3), (5, 7)):
+        expected = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), size, mode="nearest")
+        np.testing.assert_array_equal(fields.nearest(jnp.asarray(x), *size), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_moments():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) + 1000
+    for unbiased in (False, True):
+        mean, std = fields.moments(jnp.asarray(x), 1e-8, unbiased=unbiased)
+        np.testing.assert_allclose(mean, np.float64(x).mean(1), rtol=1e-6)
+        np.testing.assert_allclose(std, np.float64(x).std(1, ddof=int(unbiased)), rtol=1e-4)
+    np.testing.assert_allclose(fields.moments(jnp.asarray(x[:, :1]), 1e-4, unbiased=True)[1], np.full((2, 3), 0.01))
+
+
+def _maps(count, start=0):
+    return tuple(jnp.full((1, 1, 1, 1), start + i) for i in range(count))
+
+
+def test_pairs_of_stages():
+    long, short = (Outputs(jnp.zeros((1, 2)), features=_maps(n), preact=_maps(n, 10)) for n in (5, 4))
+    numbers = lambda *args, **kwargs: [(int(x.sum()), int(y.sum())) for x, y in fields.pairs(*args, **kwargs)]
+    assert numbers(short, short) == [(1, 1), (2, 2), (3, 3)]
+    assert numbers(short, long) == numbers(long, short) == [(1, 1), (2, 2), (3, 3)]
+    assert numbers(short, long, from_deepest=True) == [(1, 2), (2, 3), (3, 4)]
+    assert numbers(short, short, of=("features", "preact")) == [(1, 11), (2, 12), (3, 13)]
+    assert numbers(short, long, (0, -1)) == [(0, 0), (3, 4)]
+    with pytest.raises(UserError, match="stage is 4.*4 features"):
+        fields.pairs(short, long, (4,))
+    with pytest.raises(UserError, match="behind the stem: the student has 1 features, the teacher 4"):
+        fields.pairs(Outputs(jnp.zeros((1, 2)), features=_maps(1)), short)

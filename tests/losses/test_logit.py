@@ -1,15 +1,32 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_logit as reference
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from gkd_jax.losses import logit
+from gkd_jax.errors import UserError
+from gkd_jax.losses import logit, term
+
+SCHEDULED = reference.Compiled("kd", temperature=lambda step: 1.0 + step)
+STANDARDISED = reference.Compiled("kd", temperature=2.0, standardize=True)
+standardised = jax.jit(logit.standardised)
 
 
 def _arrays(scale=1.0, seed=0):
     rng = np.random.default_rng(seed)
     return [jnp.asarray(scale * rng.normal(size=(8, 5)), jnp.float32) for _ in range(2)]
+
+
+def _standardised(z):
+    return (z - z.mean(1, keepdims=True)) / (z.std(1, ddof=1, keepdims=True) + 1e-7)
+
+
+def _kd(s, t, temperature):
+    p, q = softmax(t / temperature, axis=1), softmax(s / temperature, axis=1)
+    return temperature**2 * np.sum(p * np.log(p / q), axis=1)
 
 
 def test_cross_entropy():
@@ -48,3 +65,73 @@ def test_bfloat16_gives_float32():
     exact = logit.kd(s.astype(jnp.float32), t.astype(jnp.float32))
     np.testing.assert_array_equal(logit.kd(s, t), exact)
     assert logit.kd(s, t).dtype == logit.cross_entropy(s, jax.nn.softmax(t)).dtype == jnp.float32
+
+
+def test_kd_derivative_in_the_temperature():
+    s, t = reference.logits(3.0)
+    found = jax.grad(lambda T: logit.kd(jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32), T).sum())(3.0)
+    np.testing.assert_allclose(found, reference.central(lambda T: _kd(s, t, T[0]).sum(), np.array([3.0]))[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [SCHEDULED, STANDARDISED], ids=["schedule", "standardised"])
+def test_kd_term(compiled):
+    reference.check_common(compiled, (reference.B,))
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_kd_with_a_schedule(step):
+    s, t = reference.logits(2.0)
+    np.testing.assert_allclose(SCHEDULED(s, t, step=step)[0], _kd(s, t, 1.0 + step), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_standardised_kd_value_and_gradient(scale):
+    s, t = reference.logits(scale)
+    value, grad, *_ = STANDARDISED(s, t)
+    exact = lambda s: _kd(_standardised(s), _standardised(t), 2.0)
+    np.testing.assert_allclose(value, exact(s), rtol=2e-5)
+    expected = reference.central(lambda s: exact(s).sum(), s)
+    np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_standardised_against_torch():
+    torch = pytest.importorskip("torch")
+    s, _ = reference.logits(5.0)
+    z = torch.tensor(s, requires_grad=True)
+    (expected := (z - z.mean(-1, keepdim=True)) / (1e-7 + z.std(-1, keepdim=True))).square().sin().sum().backward()
+    x = jnp.asarray(s, jnp.float32)
+    np.testing.assert_allclose(standardised(x), expected.detach(), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: jnp.sin(standardised(x) ** 2).sum())(x), z.grad, atol=2e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(shift=st.floats(-50, 50), scale=st.floats(0.05, 100), seed=st.integers(0, 99))
+def test_standardised_knows_no_shift_and_no_scale(shift, scale, seed):
+    s, _ = reference.logits(seed=seed)
+    found = standardised(jnp.asarray(scale * s + shift, jnp.float32))
+    tolerance = 1e-5 * (1 + abs(shift) / scale)  # the sum rounds to float32
+    np.testing.assert_allclose(found, standardised(jnp.asarray(s, jnp.float32)), atol=tolerance)
+    np.testing.assert_allclose(np.sum(np.square(found), axis=1), np.full(reference.B, 4.0), rtol=tolerance)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.7, -1e4, 1e-30])
+def test_standardised_constant_logits_have_no_derivative(value):
+    z = jnp.full((2, 10), value).at[1, 0].add(1 + abs(value))  # the mean of ten times 0.1 or 3.7 rounds
+    found, pull = jax.vjp(standardised, z)
+    (grad,) = pull(jnp.arange(20.0).reshape(2, 10))
+    assert not np.any(found[0])
+    assert not np.any(grad[0])
+    assert np.any(found[1])
+    assert np.any(grad[1])
+    assert np.all(np.isfinite(grad))
+
+
+def test_standardised_shows_nan_and_takes_one_class():
+    assert np.all(np.isnan(standardised(jnp.asarray([[1.0, jnp.nan, 2.0]]))))
+    np.testing.assert_array_equal(standardised(jnp.ones((3, 1))), np.zeros((3, 1)))
+
+
+def test_wrong_options_of_kd():
+    with pytest.raises(UserError, match="temperature is -1.0; allowed: a positive number or a schedule"):
+        term.create("kd", temperature=-1.0)
+    assert term.options("kd") == {"temperature": 4.0, "standardize": False}

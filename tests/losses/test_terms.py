@@ -148,14 +148,14 @@ def test_options_reach_the_formula(key):
 def test_registered_names_and_options():
     assert {"ce", "kd", "wasserstein", "gradient"} <= set(losses.names())
     assert losses.options("gradient") == {"wrt": "input", "stage": -2}
-    assert losses.options("kd") == {"temperature": 4.0}
+    assert losses.options("kd") == {"temperature": 4.0, "standardize": False}
     assert losses.options("wasserstein")["kind"] == "sinkhorn"
 
 
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
-        ("wassserstein", {}, "unknown term 'wassserstein' .did you mean 'wasserstein'.*ce, gradient, kd"),
+        ("wassserstein", {}, "unknown term 'wassserstein' .did you mean 'wasserstein'.*: at, cc, ce, crd, "),
         ("kd", {"temprature": 2.0}, "no option 'temprature' .did you mean 'temperature'"),
         ("kd", {"temperature": 0.0}, "temperature is 0.0"),
         ("ce", {"label_smoothing": 1.0}, "label_smoothing is 1.0"),

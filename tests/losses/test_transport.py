@@ -182,6 +182,33 @@ def test_class_cost():
     np.testing.assert_allclose(cost, [[0, 0, 1], [0, 0, 1], [1, 1, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("similarity", transport.SIMILARITIES)
+@pytest.mark.parametrize("sharpen", [0.0, 1.0, 3.0])
+def test_class_cost_of_a_similarity(similarity, sharpen):
+    kernel = _rng().normal(size=(16, 5)) + 0.5
+    kernel[:, 1] = -2 * kernel[:, 0] + 3  # opposite up to a shift
+    if similarity == "cosine":
+        unit = kernel / np.linalg.norm(kernel, axis=0)
+        alike = unit.T @ unit
+    else:  # CKA of X and Y, [n 1] each: |Y'X|^2 / (|X'X| |Y'Y|) of the centred columns
+        alike = np.corrcoef(kernel.T) ** 2
+    expected = np.where(np.eye(5, dtype=bool), 0, 1 - alike)
+    if sharpen:
+        expected = 1 - np.exp(-sharpen * expected)
+    found = transport.class_cost(jnp.asarray(kernel, jnp.float32), similarity=similarity, sharpen=sharpen)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.any(np.diag(found))
+    assert (found[0, 1] < 1e-6) == (similarity == "cka")
+
+
+def test_class_cost_of_bfloat16_zeros_and_an_unknown_similarity():
+    cost = transport.class_cost(jnp.zeros((4, 3), jnp.bfloat16), similarity="cka", sharpen=1.0)
+    assert cost.dtype == jnp.float32
+    np.testing.assert_allclose(cost, (1 - np.exp(-1)) * (1 - np.eye(3)), atol=1e-6)
+    with pytest.raises(ValueError, match="unknown similarity 'dot'; known: cosine, cka"):
+        transport.class_cost(jnp.ones((4, 3)), similarity="dot")
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_logits_against_the_reference(solver):
     x, y = _arrays((4, 6), (4, 6))

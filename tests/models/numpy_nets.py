@@ -39,7 +39,8 @@ class Variables:
 
     def conv_norm(self, name, x, stride=1, groups=1):
         child = self.at(name)
-        return child.norm("norm", conv(x, child.params["conv"]["kernel"], stride, groups))
+        given = child.params["conv"]
+        return child.norm("norm", conv(x, given["kernel"], stride, groups) + given.get("bias", 0))
 
     def linear(self, x):
         p = self.params["classifier"]
@@ -89,6 +90,60 @@ def mobilenetv2(variables, x):
             h = relu(block.conv_norm("depthwise", h, stride, groups=h.shape[-1]))
             h = block.conv_norm("project", h)
             x = x + h if i > 0 else h
+    return net.linear(relu(net.conv_norm("head", x)))
+
+
+def vgg(variables, x, depth):
+    net = Variables(variables)
+    for stage, convolutions in enumerate(depth, 1):
+        for i in range(convolutions):
+            x = relu(net.conv_norm(f"stage{stage}_conv{i + 1}", x))
+        if stage <= 3:
+            b, h, w, c = x.shape
+            x = x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    return net.linear(x)
+
+
+def deal(x, groups):
+    """Channel j of group i of n goes to place j * groups + i."""
+    n = x.shape[-1] // groups
+    return np.stack([x[..., (place % groups) * n + place // groups] for place in range(x.shape[-1])], -1)
+
+
+def average(x):
+    """The mean of nine with zeros around, at every other position."""
+    return conv(x, np.full((3, 3, 1, x.shape[-1]), 1 / 9), 2, groups=x.shape[-1])
+
+
+def shufflenetv1(variables, x, blocks, groups):
+    net = Variables(variables)
+    x = relu(net.conv_norm("stem", x))
+    for stage, units in enumerate(blocks, 1):
+        for i in range(units):
+            unit, stride, before = net.at(f"stage{stage}_block{i + 1}"), 2 if i == 0 else 1, groups
+            if (stage, i) == (1, 0):
+                before = 1
+            h = deal(relu(unit.conv_norm("compress", x, groups=before)), before)
+            h = relu(unit.conv_norm("depthwise", h, stride, groups=h.shape[-1]))
+            h = unit.conv_norm("expand", h, groups=groups)
+            x = relu(np.concatenate([h, average(x)], -1) if stride == 2 else h + x)
+    return net.linear(x)
+
+
+def shufflenetv2(variables, x, blocks):
+    net = Variables(variables)
+    x = relu(net.conv_norm("stem", x))
+    for stage, units in enumerate(blocks, 1):
+        for i in range(units):
+            unit, stride = net.at(f"stage{stage}_block{i + 1}"), 2 if i == 0 else 1
+            if stride == 2:
+                left = unit.conv_norm("shortcut_depthwise", x, 2, groups=x.shape[-1])
+                left, right = relu(unit.conv_norm("shortcut", left)), x
+            else:
+                left, right = np.split(x, 2, -1)
+            right = relu(unit.conv_norm("conv1", right))
+            right = unit.conv_norm("depthwise", right, stride, groups=right.shape[-1])
+            x = deal(np.concatenate([left, relu(unit.conv_norm("conv2", right))], -1), 2)
     return net.linear(relu(net.conv_norm("head", x)))
 
 

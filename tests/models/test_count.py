@@ -32,7 +32,7 @@ def test_summary():
     assert count.feature_shapes(model, (32, 32, 3)) == summary.features
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "shufflenetv1", "vgg8"])
 def test_forms_of_convolution_count_alike(name):
     macs = {count.macs(models.create(name, num_classes=2, conv=conv), (16, 16, 3)) for conv in CONV_FORMS}
     assert len(macs) == 1
@@ -80,7 +80,16 @@ def test_a_network_that_reports_only_logits():
 @pytest.mark.parametrize(
     ("name", "pointwise"),
     # Of a bottleneck's 1x1, 3x3 and 1x1 convolutions with c channels between 4c, the 3x3 does 9 parts of 17
-    [("mobilenetv2_half", True), ("mobilenetv2", True), ("resnet20", False), ("resnet50", False), ("wrn_16_2", False)],
+    [
+        ("mobilenetv2_half", True),
+        ("mobilenetv2", True),
+        ("shufflenetv1", True),
+        ("shufflenetv2", True),
+        ("resnet20", False),
+        ("resnet50", False),
+        ("wrn_16_2", False),
+        ("vgg8", False),
+    ],
 )
 @pytest.mark.parametrize("conv", ["matmul", "cpu"])  # in the form "plain" depthwise ones are convolutions like others
 def test_mostly_pointwise(name, pointwise, conv):

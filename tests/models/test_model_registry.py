@@ -47,7 +47,7 @@ def test_forms_of_convolution_by_platform():
         models.conv_form("gpuu")
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2_half"])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2_half", "shufflenetv1", "vgg8"])
 def test_forms_share_variables(name, key):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     forms = [models.create(name, num_classes=10, conv=conv) for conv in CONV_FORMS]
@@ -55,15 +55,20 @@ def test_forms_share_variables(name, key):
     assert all(other == one for other in others)
 
 
-def test_the_plain_form_is_plain_convolutions():
+@pytest.mark.parametrize(
+    ("name", "plain", "dense"),
+    # The dense ones are the stem's, of three channels; the shuffling networks' stems are 1x1
+    [("mobilenetv2_half", 53, 1), ("shufflenetv1", 1 + 16 * 3, 0), ("shufflenetv2", 1 + 16 * 3 + 3 * 2 + 1, 0)],
+)
+def test_the_plain_form_is_plain_convolutions(name, plain, dense):
     def text(conv):
-        model = models.create("mobilenetv2_half", num_classes=10, conv=conv)
+        model = models.create(name, num_classes=10, conv=conv)
         images = jnp.zeros((1, 32, 32, 3))
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         return str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False)[0].logits)(variables))
 
-    assert text("plain").count("conv_general_dilated[") == 53
-    assert text("matmul").count("conv_general_dilated[") == 1  # the stem
+    assert text("plain").count("conv_general_dilated[") == plain
+    assert text("matmul").count("conv_general_dilated[") == dense
 
 
 class Tiny(nn.Module):
@@ -117,7 +122,7 @@ def test_a_linen_network_without_statistics_or_compute(key):
             return Outputs(nn.Dense(2, name="head")(images.mean((1, 2))))
 
     model = models.linen(Linear(), classifier="head")
-    assert model.fold is None
+    assert model.fold is model.norms is None
     images = jnp.ones((1, 2, 2, 3))
     variables = model.init(key, images)
     for train in (True, False):

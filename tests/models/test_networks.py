@@ -7,23 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_nets
 import pytest
+from small_nets import SMALL
 
 from gkd_jax import models
+from gkd_jax.errors import UserError
 from gkd_jax.models.layers import Compute
 from gkd_jax.models.mobilenet import MobileNetV2
 from gkd_jax.models.resnet import ResNet
-from gkd_jax.models.wide_resnet import WideResNet
+from gkd_jax.models.shufflenet import GroupedUnit, ShuffleNetV1, shuffle
+from gkd_jax.models.vgg import VGG
 
-# Every kind of block, narrow; and the same network written in NumPy.
-SMALL = {
-    "basic": (ResNet(3, 4, (4, 6), (2, 1)), functools.partial(numpy_nets.resnet, blocks=(2, 1), bottleneck=False)),
-    "bottleneck": (
-        ResNet(3, 4, (2, 3), (1, 2), bottleneck=True),
-        functools.partial(numpy_nets.resnet, blocks=(1, 2), bottleneck=True),
-    ),
-    "wide": (WideResNet(3, 2, 1), functools.partial(numpy_nets.wide_resnet, blocks=2)),
-    "mobile": (MobileNetV2(3, 0.1), numpy_nets.mobilenetv2),
-}
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 2)), jnp.float32)
 
 
@@ -72,7 +65,7 @@ def test_only_norms_behind_no_convolution_are_left_when_folded():
         paths = jax.tree_util.tree_flatten_with_path(run(name).folded["params"])[0]
         return {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths if path[-1].key == "scale"}
 
-    assert norms("basic") == norms("bottleneck") == norms("mobile") == set()
+    assert all(norms(name) == set() for name in SMALL if name != "wide")
     assert norms("wide") == {f"stage{s}_block{b}.norm1.scale" for s in (1, 2, 3) for b in (1, 2)} | {"norm.scale"}
 
 
@@ -98,13 +91,14 @@ def assert_relu(after, before):
     np.testing.assert_allclose(after, np.maximum(before, 0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck"])
-def test_features_of_residual_networks_are_activated(name):
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "vgg", "grouped", "split"])
+def test_features_of_most_networks_are_activated(name):
     outputs = run(name).outputs
     for feature, preact in zip(outputs.features, outputs.preact, strict=True):
         assert_relu(feature, preact)
         assert np.min(preact) < 0
-    np.testing.assert_array_equal(outputs.final, outputs.features[-1])
+    if name != "split":  # which has a head
+        np.testing.assert_array_equal(outputs.final, outputs.features[-1])
 
 
 def test_features_of_wide_networks_are_raw_sums():
@@ -169,6 +163,31 @@ def test_a_probe_of_no_stage():
     net = run("basic")
     with pytest.raises(ValueError, match="no stage takes the probes"):
         jax.eval_shape(lambda p: net.model.apply(net.variables, IMAGES, train=False, probes={"feature:3": p}), IMAGES)
+
+
+def test_vgg_pools_large_images_once_more_and_refuses_tiny_ones():
+    model = models.linen(SMALL["vgg"][0])
+    sides = [shape[0] for shape in models.count.feature_shapes(model, (64, 64, 3))]
+    assert sides == [64, 32, 16, 8, 4]
+    with pytest.raises(UserError, match=r"a VGG network needs images of 8x8 or more, not 8x7"):
+        models.count.summary(model, (8, 7, 3))
+
+
+def test_shuffling_deals_out_the_groups():
+    x = jnp.arange(6.0).reshape(1, 1, 1, 6)
+    np.testing.assert_array_equal(shuffle(x, 2).ravel(), [0, 3, 1, 4, 2, 5])
+    np.testing.assert_array_equal(shuffle(x, 3).ravel(), [0, 2, 4, 1, 3, 5])
+
+
+def test_shuffling_networks_start_as_pytorch_does(key):
+    """Uniform within ±1/√(inputs of one output), for which a grouped convolution has but its group's."""
+    unit = GroupedUnit(960, stride=1, groups_in=3, groups=3, compute=Compute())
+    params = jax.jit(functools.partial(unit.init, train=False))(key, jnp.zeros((1, 1, 1, 960)))["params"]
+    for child, inputs in (("compress", 320), ("depthwise", 9), ("expand", 80)):
+        kernel = params[child]["conv"]["kernel"]
+        assert np.prod(kernel.shape[:3]) == inputs
+        np.testing.assert_allclose(np.abs(kernel).max(), inputs**-0.5, rtol=0.01)
+        np.testing.assert_allclose(kernel.std(), inputs**-0.5 / 3**0.5, rtol=0.05)
 
 
 class Shallow(nn.Module):
@@ -236,9 +255,11 @@ def test_every_network_in_every_mode(name):
         probes = {f"feature:{i}": jnp.zeros(f.shape) for i, f in enumerate(trained.features)}
         evaluated, _ = model.apply(variables, images, train=False, key=key, probes=probes)
         folded, folded_variables = model.fold(variables)
-        return variables, stats, (trained, evaluated, folded.apply(folded_variables, images, train=False)[0])
+        assert folded.norms is None
+        norms = model.norms(variables)
+        return variables, stats, norms, (trained, evaluated, folded.apply(folded_variables, images, train=False)[0])
 
-    variables, stats, modes = jax.eval_shape(through, jax.random.key(0), images)
+    variables, stats, norms, modes = jax.eval_shape(through, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, stats))} == {jnp.dtype("float32")}
     assert jax.tree.map(lambda s: s.shape, stats) == jax.tree.map(lambda s: s.shape, variables["batch_stats"])
     for outputs in modes:
@@ -246,12 +267,17 @@ def test_every_network_in_every_mode(name):
         assert outputs.logits.dtype == outputs.embedding.dtype == jnp.float32
         assert {leaf.dtype for leaf in (outputs.final, *outputs.features, *outputs.preact)} == {jnp.dtype("bfloat16")}
         assert [f.shape for f in outputs.features] == [f.shape for f in modes[0].features]
+        for norm, preact in zip(norms, outputs.preact, strict=True):
+            assert norm is None or norm[0].shape == norm[1].shape == preact.shape[-1:]
+    assert [norm is None for norm in norms] == [False] + [name == "shufflenetv2"] * (len(norms) - 1)
 
 
 def test_digits():
     model = models.create("resnet8", num_classes=10)
     summary = models.count.summary(model, (8, 8, 1))
     assert summary.features == ((8, 8, 16), (8, 8, 16), (4, 4, 32), (2, 2, 64))
+    vgg = models.count.feature_shapes(models.create("vgg8", num_classes=10), (8, 8, 1))
+    assert vgg == ((8, 8, 64), (4, 4, 128), (2, 2, 256), (1, 1, 512), (1, 1, 512))
     variables = numpy_nets.random_variables(model, (8, 8, 1))
     outputs, _ = jax.jit(functools.partial(model.apply, train=True))(variables, IMAGES[..., :1])
     assert outputs.logits.shape == (2, 10)
@@ -259,18 +285,20 @@ def test_digits():
 
 
 def test_initial_classifiers(key):
-    """Uniform within ±1/√d as in PyTorch; normal of 0.01 with no bias for MobileNet."""
-    for module, d in ((SMALL["basic"][0], 6), (SMALL["wide"][0], 64), (SMALL["mobile"][0], 1280)):
+    """Uniform within ±1/√d as in PyTorch; normal of 0.01 with no bias for MobileNet and VGG."""
+    widths = {"basic": 6, "wide": 64, "mobile": 1280, "vgg": 512, "grouped": 32}
+    for name, d in widths.items():
+        module = SMALL[name][0] if name != "vgg" else VGG(3, (1, 1, 1, 1, 512), (1,) * 5)
         model = models.linen(module.clone(num_classes=200))
         # Nothing else of the variables is computed.
         kernel, bias = jax.jit(lambda key, model=model: model.classifier(model.init(key, IMAGES)))(key)
         assert kernel.shape == (d, 200)
-        if isinstance(module, MobileNetV2):
+        if isinstance(module, MobileNetV2 | VGG):
             np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.02)
         else:
             np.testing.assert_allclose(np.abs(kernel).max(), d**-0.5, rtol=0.02)
             np.testing.assert_allclose(kernel.std(), d**-0.5 / 3**0.5, rtol=0.05)
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet | ShuffleNetV1):
             np.testing.assert_allclose(np.abs(bias).max(), d**-0.5, rtol=0.05)
         else:
             assert not bias.any()

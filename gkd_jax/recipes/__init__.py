@@ -1,0 +1,18 @@
+"""Every method as its authors ran it, and what they published."""
+
+from gkd_jax.recipes import feature, gradient, logit, multi_level, ours, relation
+from gkd_jax.recipes.registry import apply, gompertz, names, register, source
+
+__all__ = [
+    "apply",
+    "feature",
+    "gompertz",
+    "gradient",
+    "logit",
+    "multi_level",
+    "names",
+    "ours",
+    "register",
+    "relation",
+    "source",
+]

@@ -1,0 +1,75 @@
+"""Recipes by name: what a method sets in a configuration."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from gkd_jax import config, registry
+from gkd_jax.errors import UserError, unknown
+
+Recipe = Callable[[ConfigDict], None]
+
+_RECIPES: dict[str, Recipe] = {}
+_GOMPERTZ = "gompertz"
+
+
+def register(name: str) -> Callable[[Recipe], Recipe]:
+    """Registers a recipe under `name`, by decorating a function that sets a configuration's objective.
+
+    It is given the configuration of a pair (`teacher.model` and `student.model` are set, and the standard recipe),
+    whose objective is cross-entropy of weight 1. Its docstring says what it sets, and where that was published.
+
+    Raises:
+      ValueError: if another function has the name.
+    """
+
+    def decorate(recipe: Recipe) -> Recipe:
+        registry.add(_RECIPES, "recipe", name, recipe)
+        return recipe
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Returns the names of the registered recipes, in their order."""
+    return list(_RECIPES)
+
+
+def source(name: str) -> str:
+    """Returns what the recipe `name` says of itself, as one line."""
+    return " ".join((_RECIPES[name].__doc__ or "").split())
+
+
+def gompertz() -> ConfigDict:
+    """Returns the schedule of this project: a Gompertz curve with its inflection at 0.3 of the run and a rate of 10."""
+    return config.schedule(_GOMPERTZ, inflection=0.3, rate=10.0)
+
+
+def warm_up() -> ConfigDict:
+    """Returns mdistiller's schedule: from 0 to the whole weight over 20 epochs."""
+    return config.schedule("linear", init_value=0.0, end_value=1.0, begin="0ep", end="20ep")
+
+
+def apply(c: ConfigDict, method: str) -> None:
+    """Sets the objective of a configuration, and what else belongs to a method.
+
+    Args:
+      c: of a pair.
+      method: a recipe's name, or NAME+gompertz: the same with Gompertz weights for all terms but cross-entropy.
+
+    Raises:
+      UserError: if there is no such recipe or schedule.
+    """
+    name, plus, schedule = method.partition("+")
+    if name not in _RECIPES:
+        raise unknown("method", name, _RECIPES)
+    if plus and schedule != _GOMPERTZ:
+        raise UserError(f"behind the + of a method stands {_GOMPERTZ!r}, not {schedule!r}")
+    _RECIPES[name](c)
+    terms = [line for line in c.objective.terms.values() if line.term != "ce"]
+    if plus and not terms:
+        raise UserError(f"the method {name!r} has nothing but cross-entropy, which takes no {_GOMPERTZ!r}")
+    if plus:
+        for line in terms:
+            line.schedule = gompertz()
+    c.recipe = method

@@ -1,0 +1,86 @@
+"""The same weights in a PyTorch module written for this test, and in ours: the same logits and statistics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch_networks  # noqa: E402
+
+from gkd_jax import models  # noqa: E402
+from gkd_jax.interop.torch import convert  # noqa: E402
+
+CLASSES = 10
+SMALL = ["resnet8", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", "resnet18"]
+LARGE = ["resnet8x4", "resnet20", "wrn_40_1", "vgg13", "mobilenetv2", "resnet34", "resnet50"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads that wait for each other in a busy loop take longer than these small networks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+def test_logits_and_running_statistics_are_those_of_pytorch(name):
+    network = torch_networks.create(name, CLASSES)
+    images = np.random.default_rng(1).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    ours, theirs = jnp.asarray(images.transpose(0, 2, 3, 1)), torch.from_numpy(images)
+    variables = convert(name, torch_networks.arrays(network))
+    # The plain form compiles fastest; that all forms are one function is tested beside them
+    model = models.create(name, num_classes=CLASSES, conv="plain")
+
+    @functools.partial(jax.jit, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0})
+    def apply(variables, images, *, train):
+        outputs, stats = model.apply(variables, images, train=train)
+        return outputs.logits, {"params": variables["params"], "batch_stats": stats}
+
+    before, _ = apply(variables, ours, train=False)
+    during, stepped = apply(variables, ours, train=True)
+    found = [before, during, apply(stepped, ours, train=False)[0]]
+    with torch.no_grad():
+        expected = [network.eval()(theirs), network.train()(theirs), network.eval()(theirs)]
+    for a, b in zip(found, expected, strict=True):
+        assert 0.1 < b.abs().max() < 100  # neither dead nor drowned in rounding
+        np.testing.assert_allclose(a, b.numpy(), atol=1e-4, rtol=0)
+    moved = convert(name, torch_networks.arrays(network))["batch_stats"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), stepped["batch_stats"], moved)
+    unmoved = [np.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, (variables["batch_stats"], moved)), strict=True)]
+    assert not any(unmoved)
+
+
+def test_every_network_of_ours_has_its_names():
+    assert set(torch_networks.NETWORKS) == {name for name in models.names() if name != "speck"}
+
+
+@pytest.mark.parametrize("name", torch_networks.NETWORKS)
+def test_every_array_finds_its_place(name):
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in torch_networks.NETWORKS[name](100).state_dict().items()}
+    given = {key: np.full(shape, place + 1, np.float32) for place, (key, shape) in enumerate(shapes.items())}
+    variables = convert(name, given)
+    model = models.create(name, num_classes=100)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+    used = sorted(float(np.asarray(leaf).flat[0]) for leaf in jax.tree.leaves(variables))
+    assert used == [place + 1 for place, key in enumerate(given) if not key.endswith("num_batches_tracked")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_both_names_of_shortcut_and_classifier_mean_the_same(name):
+    with torch.device("meta"):
+        either = [torch_networks.NETWORKS[name](10, modern=modern).state_dict() for modern in (False, True)]
+    assert {"fc.weight", "layer2.0.downsample.0.weight"} < set(either[0])
+    assert {"linear.weight", "layer2.0.shortcut.0.weight"} < set(either[1])
+    filled = [
+        {key: np.full(value.shape, place + 1, np.float32) for place, (key, value) in enumerate(arrays.items())}
+        for arrays in either
+    ]
+    a, b = (convert(name, arrays) for arrays in filled)
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.asarray(x).flat[0] == np.asarray(y).flat[0], a, b))
