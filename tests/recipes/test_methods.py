@@ -7,8 +7,8 @@ import pytest
 
 from gkd_jax import recipes
 from gkd_jax.training import experiment, teacher
+from gkd_jax.training.experiment import load_data
 from gkd_jax.training.program import Job, Program
-from gkd_jax.training.resolve import load_data
 from gkd_jax.training.stop import Interrupted
 
 METHODS = sorted(recipes.names())

@@ -59,6 +59,8 @@ def test_the_student_alone_keeps_the_options_of_its_cross_entropy(resolved, mode
             "term": "ce",
             "weight": 1.0,
             "every": 1,
+            "view": "weak",
+            "balance": False,
             "schedule": {"name": "constant", "value": 1.0},
             "label_smoothing": 0.2,
         },
