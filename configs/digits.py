@@ -4,7 +4,7 @@
 
 Expected result, test accuracy in % on 359 images, CPU: teacher 98.1; student alone 86.1, distilled 88.3. The seeds 1
 and 2 (--config.seed) give 73.3 and 74.7 alone, 77.7 and 80.5 distilled: a demonstration, no benchmark.
-Time: 60 to 120 seconds on two CPU cores, a third of it compilation.
+Time: 60 to 120 seconds on two CPU cores, a third of it compilation, installation apart.
 """
 
 from gkd_jax import config, objective

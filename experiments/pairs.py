@@ -10,9 +10,9 @@ import runpy
 from collections.abc import Mapping
 from typing import Any
 
-from gkd_jax import config, objective, recipes
-from gkd_jax.losses import term as terms
+from gkd_jax import config, recipes
 from gkd_jax.recipes import published
+from gkd_jax.training import resolve as training
 
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "pairs.md"
@@ -27,7 +27,8 @@ Written by `python -m experiments.pairs` from the configurations that are run; a
     python -m gkd_jax.main --config configs/cifar.py:TEACHER,STUDENT,DATASET,METHOD [--compare]
 
 DATASET is cifar100 or cifar10, METHOD a name below or NAME+gompertz: the same with all terms but cross-entropy under a
-Gompertz weight (inflection at 0.3 of the run, rate 10). `--compare` sets the result beside what was published of the
+Gompertz weight (inflection at 0.3 of the run, rate 10), which replaces a published warm-up or decay; alone and
+label_smoothing have no term that could take it. `--compare` sets the result beside what was published of the
 method on the pair, and says whether that was the best or the last epoch.
 
 The recipe is RepDistiller's unless a method says otherwise: 240 epochs, batch 64, SGD with momentum 0.9 and weight
@@ -55,12 +56,13 @@ def resolve(method: str, pair: tuple[str, str]) -> dict[str, Any]:
     """Returns a method's objective and recipe on a pair of CIFAR-100."""
     module = runpy.run_path(str(HERE.parent / "configs" / "cifar.py"))
     c = module["get_config"](",".join([*pair, published.DATASET, method]))
+    resolved = training.resolve(c)
     return {
-        "epochs": c.epochs,
-        "learning_rate": c.optimizer.learning_rate,
-        "drops": list(c.optimizer.drops),
-        "reuse_classifier": c.student.reuse_classifier,
-        **objective.resolve(c.objective),
+        "epochs": resolved["epochs"],
+        "learning_rate": resolved["optimizer"]["learning_rate"],
+        "drops": resolved["optimizer"]["drops"],
+        "reuse_classifier": resolved["student"]["reuse_classifier"],
+        **resolved["objective"],
     }
 
 
@@ -98,8 +100,7 @@ def text() -> str:
 def _terms(shown: Mapping[str, Any]) -> str:
     found = []
     for label, line in shown["terms"].items():
-        defaults = terms.options(line["term"])
-        given = {k: v for k, v in line.items() if k not in _OF_LINE and v != defaults[k]}
+        given = {k: v for k, v in line.items() if k not in _OF_LINE}
         if line["view"] != "weak":
             given["view"] = line["view"]
         options = ", ".join(f"{k} {_value(v)}" for k, v in given.items())

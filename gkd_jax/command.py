@@ -48,6 +48,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     workdir = values["workdir"].value or pathlib.Path("runs") / run_name(name)
     again = shlex.join(["python", "-m", "gkd_jax.main", *argv[1:]])
     mode, compare = str(values["mode"].value), bool(values["compare"].value)
+    if compare and mode not in ("train", "eval"):
+        raise UserError(f"--compare stands with --mode=train or --mode=eval, not with --mode={mode}")
     return Command(values["config"].value, mode, pathlib.Path(workdir), again, compare)
 
 

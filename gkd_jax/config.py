@@ -37,7 +37,7 @@ _ADDED: dict[str, Any] = {
 
 # Likewise of each line of an objective.
 _LINE = re.compile(r"objective\.(ce|terms\.[^.]+)\.[^.]+$")
-_ADDED_TO_LINES: dict[str, Any] = {"view": "weak", "balance": False}
+_ADDED_TO_LINES: dict[str, Any] = {"view": "weak", "balance": False, "standardize": False}
 
 # Fields that change nothing about the result, and so do not make a run another run.
 _NEUTRAL = (

@@ -16,7 +16,7 @@ with one schedule G for all.
 import copy
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -194,6 +194,7 @@ def block(
     Raises:
       UserError: if no term has that name or one of these options.
     """
+    _check_scheduled(name, [k for k, v in given.items() if _is_block(v)])
     terms.create(name, **{k: _unscheduled if _is_block(v) else v for k, v in given.items()})
     line = ConfigDict({"term": name, "weight": float(weight), "every": every, "view": view, "balance": balance})
     for option, value in _numbers(name, {**terms.options(name), **given}).items():
@@ -201,6 +202,16 @@ def block(
     # A copy: one schedule may be given to several lines, and a flag changes it in one of them
     line.schedule = config.schedule() if schedule is None else copy.deepcopy(schedule)
     return line
+
+
+def _check_scheduled(term: str, given: Iterable[str]) -> None:
+    """Raises `UserError` for an option that cannot be a schedule."""
+    known, allowed = terms.options(term), terms.schedulable(term)
+    for option in given:
+        if option in known and option not in allowed:
+            raise UserError(
+                f"{option} of the term {term!r} takes no schedule; these do: {', '.join(allowed) or 'none'}"
+            )
 
 
 def _is_block(value: Any) -> bool:
@@ -284,7 +295,9 @@ def _resolve_schedule(where: str, block: Any) -> dict[str, Any]:
         raise UserError(f"{where}: {error}") from error
     for level in _LEVELS:
         if resolved.get(level, 0) < 0:
-            raise UserError(f"{where}.{level} must be 0 or above, not {resolved[level]}: no weight is negative")
+            raise UserError(
+                f"{where}.{level} must be 0 or above, not {resolved[level]}: neither a weight nor an option is negative"
+            )
     return resolved
 
 
@@ -313,6 +326,7 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
     given = {**given, **scheduled}
     try:
         options = terms.options(name)
+        _check_scheduled(name, scheduled)
         for option, value in given.items():
             if option in options and option not in scheduled and value is not options[option]:
                 config.check_type(option, value, options[option])
@@ -322,7 +336,9 @@ def _resolve_line(where: str, label: str, block: Any, convex: bool) -> dict[str,
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except TypeError as error:  # an option whose default is None may be anything, and is not what the term expects
-        unchecked = ", ".join(f"{k} = {v!r}" for k, v in given.items() if k in scheduled or options.get(k) is None)
+        unchecked = ", ".join(
+            f"{k} = {v!r}" for k, v in given.items() if options.get(k) is None or isinstance(v, list | tuple)
+        )
         raise UserError(
             f"{where}: the term {name!r} cannot work with {unchecked}: {str(error).splitlines()[0]}"
         ) from error
@@ -348,14 +364,18 @@ def term_of(block: Mapping[str, Any], total_steps: int = 1, steps: Steps | None 
     given = {k: v for k, v in block.items() if k not in _RESERVED}
     for option, value in given.items():
         if _is_block(value):
-            parameters = {k: v for k, v in value.items() if k != "name"}
-            given[option] = (
-                _unscheduled
-                if steps is None
-                else schedules.create(value["name"], parameters, total_steps, steps).schedule
-            )
+            given[option] = _unscheduled if steps is None else _option(option, value, total_steps, steps)
     term = terms.create(block["term"], **given)
     return balanced(term) if block["balance"] else term
+
+
+def _option(option: str, block: Mapping[str, Any], total_steps: int, steps: Steps) -> optax.Schedule:
+    """Returns the schedule of a term's option."""
+    parameters = {k: v for k, v in block.items() if k != "name"}
+    schedule: optax.Schedule = schedules.create(block["name"], parameters, total_steps, steps).schedule
+    if option == "temperature" and not np.all(np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))) > 0):
+        raise UserError(f"{option} is not above 0 over the whole run, by the schedule {block['name']!r}")
+    return schedule
 
 
 def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[str, Line]:

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
       index: place of each example in the training split.
       view: crop-and-flip id of each example in the view "weak".
       step: the step's number, from 0.
-      teacher: the teacher's outputs by view name, where they were looked up rather than computed.
+      teacher: the teacher's outputs by view name, where they were looked up rather than computed: those of "weak".
       constants: of the term that reads this batch, see `losses.Term.constants`.
     """
 

@@ -375,6 +375,7 @@ def test_resolving_keeps_what_is_used_alone(resolved):
         "balance": False,
         "schedule": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.3, "rate": 10.0},
         "temperature": 4.0,
+        "standardize": False,
     }
     assert "schedule" not in resolved["objective"]  # of the mode "convex"
     assert json.loads(json.dumps(resolved)) == resolved

@@ -359,7 +359,7 @@ def _line(**fields):
         ({"d": _line(every=1.5)}, "^objective.terms.d.every must be of type int, not 1.5"),
         ({"d": 3}, "^objective.terms.d must hold fields, not 3"),
         ({"distence": ml_collections.ConfigDict()}, "unknown term 'distence' .did you mean 'distance'.{2}; known: "),
-        ({"d": ml_collections.ConfigDict({"term": "dist"})}, "^objective.terms.d: unknown term 'dist'"),
+        ({"d": ml_collections.ConfigDict({"term": "disst"})}, "^objective.terms.d: unknown term 'disst'"),
         ({"d": _line(term=3)}, "^objective.terms.d.term must be of type str, not 3"),
         (
             {"d": _line(powr=2.0)},
@@ -529,10 +529,24 @@ def test_what_a_line_cannot_be_is_said(written, message):
         objective.resolve(_given(kd=ml_collections.ConfigDict(written)))
 
 
-def test_an_option_that_cannot_be_a_schedule_is_said():
-    written = {"epsilon": {"name": "constant", "value": 1.0}}
-    with pytest.raises(UserError, match=r"^objective\.terms\.wasserstein: .*epsilon"):
-        objective.resolve(_given(wasserstein=ml_collections.ConfigDict(written)))
+@pytest.mark.parametrize(
+    ("term", "option", "allowed"),
+    [("wasserstein", "epsilon", "none"), ("kd", "standardize", "temperature"), ("dkd", "alpha", "temperature")],
+)
+def test_an_option_that_cannot_be_a_schedule_is_said(term, option, allowed):
+    message = f"{option} of the term '{term}' takes no schedule; these do: {allowed}$"
+    written = {option: {"name": "constant", "value": 1.0}}
+    with pytest.raises(UserError, match=rf"^objective\.terms\.{term}: {message}"):
+        objective.resolve(_given(**{term: ml_collections.ConfigDict(written)}))
+    with pytest.raises(UserError, match=rf"^{message}"):
+        objective.block(term, **{option: config.schedule("constant", value=1.0)})
+
+
+@pytest.mark.parametrize("schedule", [{"name": "linear", "end": "50%"}, {"name": "constant", "value": 0.0}])
+def test_a_temperature_stays_above_zero(schedule):
+    resolved = objective.resolve(_given(kd=ml_collections.ConfigDict({"temperature": schedule})))
+    with pytest.raises(UserError, match=r"^objective\.terms\.kd: temperature is not above 0 over the whole run"):
+        objective.build(resolved, TOTAL, _steps)
 
 
 def test_a_line_is_balanced_on_demand():

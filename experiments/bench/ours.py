@@ -16,7 +16,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from experiments.bench.protocol import OBJECTIVES, Answer, answer_all, on_standard_streams
@@ -65,34 +64,13 @@ class Ours:
     def __init__(self, setup: Mapping[str, Any]):
         """Builds and compiles it."""
         import jax
-        import jax.numpy as jnp
-        import numpy as np
 
-        from gkd_jax.data.checks import Arrays
-        from gkd_jax.data.dataset import build
-        from gkd_jax.training.finished import Finished, network
-        from gkd_jax.training.program import Job, Program
-        from gkd_jax.training.teacher import Teacher
+        from experiments import synthetic
+        from gkd_jax.training.program import Program
 
         self._jax = jax
         resolved = configuration(setup)
-        classes, rng = setup["num_classes"], np.random.default_rng(0)
-        count = setup["images"]
-        arrays = Arrays(
-            x_train=rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
-            y_train=np.arange(count, dtype=np.int32) % classes,
-            x_test=rng.integers(0, 256, (classes, 32, 32, 3), np.uint8),
-            y_test=np.arange(classes, dtype=np.int32),
-            class_names=tuple(map(str, range(classes))),
-        )
-        dataset = build("noise", arrays, val_fraction=0.0, split_seed=0, pad=4, flip=True)
-        known = {**resolved, "student": {"model": setup["pair"][0]}}
-        model = network(known, classes)
-        variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
-        finished = Finished(known, dataset.class_names, (32, 32, 3), dataset.mean, dataset.std, model, variables, 0, {})
-        kernel, bias = model.classifier(variables)
-        folded, weights = model.fold(variables) if model.fold else (model, variables)
-        job = Job("benchmark", resolved, Path(), dataset, Teacher(folded, weights, kernel, bias, finished))
+        job = synthetic.job(resolved, setup["pair"][0], images=setup["images"], classes=setup["num_classes"])
         self.program, self.job, self.step = Program(job), job, 0
         self.state, frozen = self.program.initial()
         self.fixed = self.program.fixed(frozen)

@@ -2,7 +2,7 @@
 
 It is what multi-level logit distillation sees beside the ordinary view (Jin, Wang and Lin, "Multi-level Logit
 Distillation", CVPR 2023), as in the code of logit standardisation (Sun et al., "Logit Standardization in Knowledge
-Distillation", 2024, arXiv 2403.01875, `mdistiller/dataset/cifar100.py`): the operations are FixMatch's (Sohn et al.,
+Distillation", 2024, arXiv 2403.01427, `mdistiller/dataset/cifar100.py`): the operations are FixMatch's (Sohn et al.,
 2020, arXiv 2001.07685), an identity among them, drawn with replacement, each with a magnitude that is uniform on its
 range; what is called RandAugment(2, 10) there never reads the 10. The arithmetic is Pillow's, in integers.
 

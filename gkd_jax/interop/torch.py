@@ -1,6 +1,6 @@
 """PyTorch weights: read from a file, and renamed and laid out as our networks have them.
 
-  python -m gkd_jax.interop.torch WEIGHTS --model resnet32x4 --dataset cifar100 --workdir teachers/resnet32x4
+  python -m gkd_jax.import_weights WEIGHTS --model resnet32x4 --dataset cifar100 --workdir teachers/resnet32x4
 
 writes them down as a finished run, see `gkd_jax.training.imported`. In Python:
 
@@ -14,7 +14,6 @@ import contextlib
 import functools
 import pathlib
 import re
-import sys
 import tarfile
 from collections.abc import Mapping
 from typing import Any
@@ -264,10 +263,3 @@ def _fitting(arrays: StateDict, tried: str, channels: int) -> list[str]:
             if model != tried and not _problem(model, _wanted(model, _classes(model, arrays), channels), arrays):
                 found.append(model)
     return found
-
-
-if __name__ == "__main__":
-    # As a command it stands above everything, like gkd_jax.main; nothing that is imported looks upwards
-    from gkd_jax.training.imported import main
-
-    sys.exit(main(sys.argv))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.logit import Scheduled, at, check_positive, check_weights, softened
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.logit import at, check_positive, check_weights, softened
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
 
 # What the published code adds to the product of the lengths, and where, relative to the largest entry, a length is

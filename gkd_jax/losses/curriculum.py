@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.logit import Scheduled, at, check_positive, check_weights, kd
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.logit import at, check_positive, check_weights, kd
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs, Setup
 
 # Of the trained parameter, in the published code: with its span of 20, a temperature of 15.6.

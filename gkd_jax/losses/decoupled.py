@@ -6,8 +6,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.logit import Scheduled, at, check_positive, check_weights, softened
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.logit import at, check_positive, check_weights, softened
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
 
 # In place of a logit that is left out: no probability in float32, and its differences stay finite, unlike infinity's.
@@ -131,7 +131,11 @@ def dkd_term(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, State]:
         both = student.logits, fields.logits(teacher), batch.labels, at(temperature, batch.step)
-        values = alpha * target_kd(*both, standardize=standardize) + beta * nontarget_kd(*both, standardize=standardize)
+        values = jnp.zeros(batch.labels.shape, jnp.float32)
+        if alpha:
+            values += alpha * target_kd(*both, standardize=standardize)
+        if beta:
+            values += beta * nontarget_kd(*both, standardize=standardize)
         return values, state
 
     return Term("dkd", loss, frozenset({"teacher.logits"}))

@@ -32,14 +32,14 @@ LECUN: Initializer = nn.initializers.lecun_normal()
 TORCH: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform within ±1/√inputs: PyTorch's default, `kaiming_uniform_` with a = √5, of layers that are not transposed."""
 
+TORCH_TRANSPOSED: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+"""The same of PyTorch's transposed layers, whose weights it reads the other way round."""
+
 KAIMING_UNIFORM: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 """Uniform within ±√(3 / inputs): PyTorch's `kaiming_uniform_` with a = 1."""
 
 KAIMING_FAN_OUT: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / (size² · outputs)."""
-
-TORCH_TRANSPOSED: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-"""The same of PyTorch's transposed layers, whose weights it reads the other way round."""
 
 
 def block(

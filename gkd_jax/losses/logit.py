@@ -1,18 +1,13 @@
 """Cross-entropy, and distillation of softened class probabilities."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
-
-Scheduled = float | int | Callable[[Array], ScalarLike]
-"""An option of a term: a number, or a schedule `step -> number`."""
 
 # Of the standard deviation: what the published code adds, and where, relative to the largest logit, it is rounding.
 _ADDED, _ROUNDING = 1e-7, 1e-6
@@ -56,7 +51,7 @@ def standardised(logits: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
 
     .. math:: \frac{z - \bar z}{\sigma(z) + 10^{-7}}, \qquad \sigma(z)^2 = \frac{1}{c - 1} \sum_c (z_c - \bar z)^2
 
-    (Sun et al., `Logit Standardization in Knowledge Distillation <https://arxiv.org/abs/2403.01265>`_, 2024, algorithm
+    (Sun et al., `Logit Standardization in Knowledge Distillation <https://arxiv.org/abs/2403.01427>`_, 2024, algorithm
     1; the divisor c - 1 and the 1e-7 are those of the published code). What is left does not depend on the shift of the
     logits nor, but for the 1e-7, on their scale, so that the student need not match the size of the teacher's.
 

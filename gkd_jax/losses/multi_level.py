@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.logit import Scheduled, at, check_positive, check_weights, kd, softened
+from gkd_jax.losses.logit import at, check_positive, check_weights, kd, softened
 from gkd_jax.losses.pairwise import inner_products
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
 
 
@@ -81,13 +81,18 @@ def mlkd(
     of_examples = _share_below_median(jnp.max(p, axis=1)) if halve else 1.0
     of_classes = _share_below_median(jnp.sum(p, axis=0)) if halve else 1.0
 
-    def at_one(temperature: Array) -> tuple[Array, Array, Array]:
-        soft = (jax.nn.softmax(softened(z, temperature)) for z in (student_logits, teacher_logits))
-        alone = kd(student_logits, teacher_logits, temperature, standardize=standardize)
-        return jnp.mean(alone), *gram_distances(*soft)
+    def at_one(temperature: Array) -> Array:
+        total = jnp.zeros((), jnp.float32)
+        if instance:
+            alone = kd(student_logits, teacher_logits, temperature, standardize=standardize)
+            total += of_examples * instance * jnp.mean(alone)
+        if batch or classes:
+            soft = (jax.nn.softmax(softened(z, temperature)) for z in (student_logits, teacher_logits))
+            examples, between = gram_distances(*soft)
+            total += of_examples * batch * examples + of_classes * classes * between
+        return total
 
-    alone, examples, between = (jnp.sum(x) for x in jax.vmap(at_one)(temperatures))
-    return of_examples * (instance * alone + batch * examples) + of_classes * classes * between
+    return jnp.sum(jax.vmap(at_one)(temperatures))
 
 
 @register("mlkd")

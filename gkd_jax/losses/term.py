@@ -5,13 +5,15 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, ScalarLike
 
 from gkd_jax import registry
 from gkd_jax.errors import UserError, nearest, unknown
 from gkd_jax.outputs import Batch, Gradient, Outputs, Setup
 
 Need = str | Gradient
+Scheduled = float | int | Callable[[Array], ScalarLike]
+"""An option of a term: a number, or a schedule `step -> number`."""
 Heads = Any  # trained with the student; {} for most terms
 State = Any  # carried from step to step and checkpointed; () for most terms
 
@@ -98,10 +100,23 @@ def options(name: str) -> dict[str, Any]:
     Raises:
       UserError: if no term has that name.
     """
+    return {option.name: option.default for option in _arguments(name)}
+
+
+def schedulable(name: str) -> list[str]:
+    """Returns those options of the term `name` that may be schedules: they are annotated as `Scheduled`.
+
+    Raises:
+      UserError: if no term has that name.
+    """
+    return [option.name for option in _arguments(name) if option.annotation == Scheduled]
+
+
+def _arguments(name: str) -> list[inspect.Parameter]:
     if name not in _FACTORIES:
         raise unknown("term", name, _FACTORIES)
     arguments = inspect.signature(_FACTORIES[name]).parameters.values()
-    return {a.name: a.default for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY}
+    return [argument for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def create(name: str, **given: Any) -> Term:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 from gkd_jax.errors import UserError
 from gkd_jax.losses import fields, transport
 from gkd_jax.losses.decoupled import is_target, without_target
-from gkd_jax.losses.logit import Scheduled, at, check_positive, check_weights, softened
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.logit import at, check_positive, check_weights, softened
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs, Setup
 
 # What the published code adds to each divisor. It also bounds the scalings, and with them every derivative.
@@ -140,6 +140,8 @@ def wkd_l_term(
         raise ValueError(f"iterations is {iterations!r}; allowed: 1 or more")
 
     def constants(setup: Setup) -> Any:
+        if not others:
+            return ()
         if setup.teacher_kernel is None:
             raise UserError("term 'wkd_l' needs the teacher's classifier, and there is none")
         return transport.class_cost(setup.teacher_kernel, similarity=similarity, sharpen=sharpen)
@@ -148,11 +150,14 @@ def wkd_l_term(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, State]:
         both = student.logits, fields.logits(teacher), batch.labels
-        now = at(temperature, batch.step)
-        moved = transport_between_others(
-            *both, batch.constants, temperature=now, epsilon=epsilon, iterations=iterations
-        )
-        of_target, of_others = (jnp.asarray(at(weight, batch.step), jnp.float32) for weight in (target, others))
-        return of_target * target_loss(*both) + of_others * moved, state
+        values = jnp.zeros(batch.labels.shape, jnp.float32)
+        if target:
+            values += at(target, batch.step) * target_loss(*both)
+        if others:
+            now = at(temperature, batch.step)
+            values += at(others, batch.step) * transport_between_others(
+                *both, batch.constants, temperature=now, epsilon=epsilon, iterations=iterations
+            )
+        return values, state
 
     return Term("wkd_l", loss, frozenset({"teacher.logits"}), constants=constants)

@@ -97,7 +97,7 @@ def wkd_lf(c: ConfigDict) -> None:
 def simkd(c: ConfigDict) -> None:
     """Chen et al. (2022), arXiv 2203.14001: SimKD, scripts/run_distill.sh; no cross-entropy, the teacher's classifier.
 
-    The student is published with the projection, which is part of what is evaluated. Published for resnet32x4 to
+    The student is evaluated and kept with the projection. Published for resnet32x4 to
     resnet8x4 alone.
     """
     c.student.reuse_classifier = True

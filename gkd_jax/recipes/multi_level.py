@@ -28,18 +28,18 @@ def _two_views(c: ConfigDict, weight: float, base: float, standardize: bool) -> 
 
 @register("mlkd")
 def mlkd(c: ConfigDict) -> None:
-    """Jin, Wang and Lin (2023), CVPR: what its code computes, as logit-standardization-KD runs it, 480 epochs.
+    """Jin, Wang and Lin (2023), CVPR: what its code computes, with the weights of its cfg.py.
 
-    The drops stay at epochs 150, 180 and 210. Batch and class level of the strong view, which that code throws away,
-    are not computed, and temperatures 2 and 6 of the strong view stand on the weak one, as there. Its configuration
-    has 960 epochs for resnet32x4 to shuffle nets.
+    480 epochs and the rates of logit-standardization-KD, which has 960 epochs for resnet32x4 to shuffle nets. The drops
+    stay at epochs 150, 180 and 210. Batch and class level of the strong view, which that code throws away, are not
+    computed, and temperatures 2 and 6 of the strong view stand on the weak one, as there.
     """
     _two_views(c, 0.9, 4.0, standardize=False)
 
 
 @register("mlkd_ls")
 def mlkd_ls(c: ConfigDict) -> None:
-    """Sun et al. (2024), arXiv 2403.01265: mlkd with standardised logits, base temperature 2, weight 9 or 6.
+    """Sun et al. (2024), arXiv 2403.01427: mlkd with standardised logits, base temperature 2, weight 9 or 6.
 
     From the names of logit-standardization-KD's logs; 9 where there is none.
     """

@@ -1,6 +1,6 @@
 """A network that was trained elsewhere, written down as a finished run: a teacher for many students.
 
-  python -m gkd_jax.interop.torch WEIGHTS --model resnet32x4 --dataset cifar100 --workdir teachers/resnet32x4
+  python -m gkd_jax.import_weights WEIGHTS --model resnet32x4 --dataset cifar100 --workdir teachers/resnet32x4
       [--data_dir DIR] [--mean M,M,M] [--std S,S,S] [--no-evaluate]
   python -m gkd_jax.main --config configs/cifar.py:resnet32x4,resnet8x4,cifar100
       --config.teacher.checkpoint=teachers/resnet32x4
@@ -165,7 +165,7 @@ def _channels(text: str) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        "python -m gkd_jax.interop.torch",
+        "python -m gkd_jax.import_weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -44,7 +44,8 @@ class Fixed(NamedTuple):
     Attributes:
       images: of the training split, padded once, [n h w k].
       labels: of the training split, [n].
-      teacher: the teacher's variables; {} without one. A step that is given rows drops them when it is compiled.
+      teacher: the teacher's variables; {} without one. A step that is given rows drops them when it is compiled, unless
+        a line on another view asks it too.
       frozen: what of the student's variables is not trained.
       constants: of the terms, by line.
     """

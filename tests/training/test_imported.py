@@ -186,7 +186,7 @@ def test_a_directory_in_use(files, tmp_path):
 
 @pytest.mark.slow
 def test_the_command():
-    command = [sys.executable, "-m", "gkd_jax.interop.torch", "--help"]
+    command = [sys.executable, "-m", "gkd_jax.import_weights", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "WEIGHTS --model resnet32x4" in done.stdout

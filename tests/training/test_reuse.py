@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-import gkd_jax.losses.reuse  # noqa: F401  # registers the term
 from gkd_jax import command
 from gkd_jax.errors import UserError
-from gkd_jax.training import experiment, finished, resolve, summary
+from gkd_jax.training import experiment, finished, summary
+from gkd_jax.training.resolve import resolve
 from gkd_jax.training.stop import Interrupted
 
 MORE = """
@@ -29,9 +29,8 @@ def resolved(file):
     """Returns a function that gives the configuration of a run; with `reuse`, of a student with a projector."""
 
     def make(*flags, reuse=False):
-        given = resolve.resolve(command.parse(["gkd_jax", f"--config={file}", *map(str, flags)]).config)
-        given["student"]["reuse_classifier"] = reuse
-        return given
+        chosen = [*flags, f"--config.student.reuse_classifier={reuse}"]
+        return resolve(command.parse(["gkd_jax", f"--config={file}", *map(str, chosen)]).config)
 
     return make
 
@@ -105,6 +104,7 @@ def test_a_run_that_was_not_stopped_ends_alike(done, tmp_path):
         assert straight[part]["params_sha256"] == found[part]["params_sha256"]
 
 
+@pytest.mark.slow
 def test_several_seeds(done, resolved, tmp_path):
     """Of a teacher from elsewhere; each student is that of its own run."""
     _, workdir, master, _ = done
@@ -122,10 +122,8 @@ def test_several_seeds(done, resolved, tmp_path):
 
 def test_it_needs_a_teacher(resolved):
     flags = ["--config.teacher.model=none", *(f"--config.objective.terms.{name}.weight=0" for name in ("kd", "simkd"))]
-    given = resolved(*flags)
-    given["student"]["reuse_classifier"] = True
     with pytest.raises(UserError, match=r"student.reuse_classifier is true, but teacher.model is 'none'"):
-        resolve._check_teacher(given)
+        resolved(*flags, reuse=True)
 
 
 def test_the_term_without_a_projector(resolved, tmp_path):

@@ -127,6 +127,10 @@ def test_a_program_that_starts_later_sees_the_same(program):
     seen = batches(first)
     np.testing.assert_array_equal(make(plan, fixed, jnp.int32(2)).images["strong"], seen[2].images["strong"])
     assert not np.array_equal(batches(other, 1)[0].images["strong"], seen[0].images["strong"])
+    # The same row of the next epoch's plan is another draw
+    later = make(plan, fixed, jnp.int32(2 + again.job.steps_per_epoch))
+    np.testing.assert_array_equal(later.images["weak"], seen[2].images["weak"])
+    assert not np.array_equal(later.images["strong"], seen[2].images["strong"])
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(program, tmp_path):
@@ -135,9 +139,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(program, tmp_path):
         return dataclasses.replace(program().job, workdir=tmp_path / name)
 
     expected, stopped = train(job("straight")), job("stopped")
-    for polls in (1, 2):
-        with pytest.raises(Interrupted):
-            train(stopped, helpers.StopAt(polls))
+    with pytest.raises(Interrupted):
+        train(stopped, helpers.StopAt(2))
     ended = train(stopped)
     for a, b in zip(*(jax.tree.leaves(x.state.replace(key=())) for x in (ended, expected)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -151,8 +154,7 @@ def test_the_real_augmentation_on_one_device_and_on_two(program, monkeypatch):
     assert np.mean(np.asarray(batches(program(), 1)[0].images["strong"]) != np.asarray(one)) > 0.3
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize(("strategy", "devices"), [("vmap", 1), ("shard", 2)])
+@pytest.mark.parametrize(("platform", "strategy", "devices"), [("tpu", "shard", 2), ("cuda", "vmap", 1)])
 def test_it_lowers_for_an_absent_platform(program, begin, monkeypatch, platform, strategy, devices):
     monkeypatch.setattr(data, "strong", STRONG)
     made = program(seeds=SEEDS, seed_strategy=strategy, devices=devices)
@@ -161,9 +163,7 @@ def test_it_lowers_for_an_absent_platform(program, begin, monkeypatch, platform,
     assert "stablehlo.while" in text  # the loop over the operations
 
 
-@pytest.mark.parametrize(
-    ("strategy", "devices", "shared"), [("vmap", 1, False), ("shard", 2, True), ("shard", 2, False)]
-)
+@pytest.mark.parametrize(("strategy", "devices", "shared"), [("vmap", 1, False), ("shard", 2, True)])
 def test_every_seed_is_what_it_would_be_alone(program, strategy, devices, shared):
     fields = {"seeds": SEEDS, "seed_strategy": strategy, "seeds_share_batches": shared}
     together = trained(program(devices=devices, **fields))
