@@ -138,7 +138,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return _number(value)
     if isinstance(value, list | tuple):
-        return "/".join(_value(v) for v in value) or "none"
+        return "/".join(_value(v) for v in value) or "all"
     return str(value)
 
 

@@ -109,7 +109,7 @@ def _refused(message, *arguments, workdir=None):
             "--config.objective.mode=convex",
             "objective.terms.[a-z]+.schedule must be 'constant' .* in the mode 'convex'",
         ),
-        ("--config.objective.terms.kd.term=k", "objective.terms.kd: unknown term 'k'.*; known: ce, "),
+        ("--config.objective.terms.kd.term=k", "objective.terms.kd: unknown term 'k'.*; known: at, cc, ce, "),
         (
             "--config.objective.terms.kd.weight=-1",
             "objective.terms.kd.weight must be a finite number, 0 or above, not -1",

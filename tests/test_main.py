@@ -49,7 +49,7 @@ def test_print_touches_neither_workdir_nor_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = _printed("--config.data.source=npz:nowhere.npz")
     assert printed["data"]["source"] == "npz:nowhere.npz"
-    assert list(printed["student"]) == ["model"]
+    assert list(printed["student"]) == ["model", "reuse_classifier"]
     assert list(tmp_path.iterdir()) == []
 
 

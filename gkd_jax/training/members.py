@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from gkd_jax.models.count import mostly_pointwise
 from gkd_jax.outputs import Model
-from gkd_jax.training.devices import evenly
+from gkd_jax.training.devices import evenly, mesh
 from gkd_jax.training.state import TrainState
 from gkd_jax.training.step import Fixed, Plan, Step, TrainStep
 
@@ -169,10 +169,28 @@ def strategy(count: int, devices: int, platform: str, student: Model, image_shap
     """Returns the strategy that is expected to be the fastest.
 
     On several devices that can share the students out, "shard": nothing is exchanged between them. On one, "vmap" where
-    little of the network is dense convolutions, which it turns into grouped ones; otherwise, and on any CPU, "unroll".
+    little of the network is dense convolutions, which it turns into grouped ones; otherwise, on any CPU, and with a jax
+    that cannot differentiate convolutions so (`vmaps_convolutions`), "unroll".
     """
     if devices > 1 and evenly(count, min(devices, count)) > 1:
         return "shard"
-    if platform == "cpu":
+    if platform == "cpu" or not vmaps_convolutions():
         return "unroll"
     return "vmap" if mostly_pointwise(student, image_shape) else "unroll"
+
+
+@functools.cache
+def vmaps_convolutions() -> bool:
+    """Returns whether this jax differentiates convolutions of arrays on a mesh under `vmap`; 0.7.2 does not."""
+    where = NamedSharding(mesh(jax.devices()[:1]), PartitionSpec())
+    x, kernel = jax.device_put((jnp.zeros((2, 1, 4, 4, 1)), jnp.zeros((2, 3, 3, 1, 1))), where)
+
+    def loss(kernel: Array, x: Array) -> Array:
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.sum(y)
+
+    try:
+        jax.jit(jax.vmap(jax.grad(loss))).lower(kernel, x)
+    except NotImplementedError:
+        return False
+    return True

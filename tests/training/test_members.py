@@ -73,6 +73,8 @@ def test_every_student_is_the_one_that_it_would_be_alone(trained, alone):
     """On one device and on two, with batches of their own and with the first one's, by steps and by chunks."""
     for shared in (False, True):
         for calls, (strategy, devices) in zip((2, 4, 1, 2), WAYS, strict=True):
+            if strategy == "vmap" and not members.vmaps_convolutions():
+                continue
             fields = {"seed_strategy": strategy, "seeds_share_batches": shared, "steps_per_call": calls}
             state, program = trained(devices, seeds=SEEDS, **fields)
             assert program.strategy == strategy
@@ -179,6 +181,8 @@ def test_students_lie_on_their_devices(make_job):
 )
 def test_strategy_follows_the_machine_and_the_network(count, devices, platform, network, expected):
     model = models.create(network, num_classes=10)
+    if expected == "vmap" and not members.vmaps_convolutions():
+        expected = "unroll"
     assert members.strategy(count, devices, platform, model, (32, 32, 3)) == expected
 
 
