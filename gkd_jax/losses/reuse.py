@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gkd_jax.errors import UserError
 from gkd_jax.losses import fields
+from gkd_jax.losses.feature import mean_square
 from gkd_jax.losses.term import Heads, State, Term, register
 from gkd_jax.outputs import Batch, Outputs, Setup
 
@@ -27,8 +26,7 @@ def map_error(student: Float[Array, "b h w d"], teacher: Float[Array, "b u v d"]
     Returns:
       One float32 value an example.
     """
-    ours, target = fields.pool_alike(student, jax.lax.stop_gradient(teacher))
-    return jnp.mean((ours - target) ** 2, axis=(1, 2, 3))
+    return mean_square(*fields.pool_alike(student, teacher))
 
 
 def _final(outputs: Outputs | None) -> Any:
