@@ -108,6 +108,11 @@ def fitnet_term(*, stage: int = 2, relu: bool = True) -> Term:
       stage: which feature map, 0 for the stem's; the published `hint_layer` is 2.
       relu: whether the regressor ends in a ReLU, as published.
     """
+    return regressed("fitnet", stage, lambda x, y: mean_square(*fields.pool_alike(x, y)), relu=relu)
+
+
+def regressed(name: str, stage: int, compare: Callable[[Array, Array], Array], *, relu: bool = True) -> Term:
+    """Returns a term that compares the student's features, through a `heads.regressor`, with the teacher's."""
 
     def head(x: Any, y: Any) -> Head:  # arrays, or their shapes
         return regressor(x.shape[1], y.shape[1], relu=relu)
@@ -120,10 +125,9 @@ def fitnet_term(*, stage: int = 2, relu: bool = True) -> Term:
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, State]:
         x, y = fields.feature(student, stage), fields.feature(teacher, stage)
-        x = head(x, y).apply(heads["regressor"], x)
-        return mean_square(*fields.pool_alike(x, y)), state
+        return compare(head(x, y).apply(heads["regressor"], x), y), state
 
-    return Term("fitnet", loss, frozenset({"teacher.features"}), init)
+    return Term(name, loss, frozenset({"teacher.features"}), init)
 
 
 def _summed(name: str, stages: Sequence[int], compare: Callable[[Array, Array], Array]) -> Term:

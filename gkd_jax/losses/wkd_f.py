@@ -1,15 +1,12 @@
 """WKD-F: normal distributions fitted to the cells of feature maps, by their Wasserstein distance."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from gkd_jax.losses import fields
-from gkd_jax.losses.heads import Head, regressor
-from gkd_jax.losses.term import Heads, State, Term, register
-from gkd_jax.outputs import Batch, Outputs, Setup
+from gkd_jax.losses.feature import regressed
+from gkd_jax.losses.term import Term, register
 
 _EPSILON = 1e-5  # under the root, as published
 
@@ -76,17 +73,4 @@ def wkd_f_term(*, stage: int = -1, grid: int = 1, ratio: float | int = 4.0) -> T
     if not ratio >= 0:
         raise ValueError(f"ratio is {ratio!r}; allowed: 0 or more")
 
-    def head(x: Any, y: Any) -> Head:  # arrays, or their shapes
-        return regressor(x.shape[1], y.shape[1])
-
-    def init(key: PRNGKeyArray, student: Outputs, teacher: Outputs | None, setup: Setup) -> tuple[Heads, State]:
-        x, y = fields.feature(student, stage), fields.feature(teacher, stage)
-        return {"regressor": head(x, y).init(key, x.shape[3], y.shape[3])}, ()
-
-    def loss(
-        heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Array, State]:
-        x, y = fields.feature(student, stage), fields.feature(teacher, stage)
-        return gaussian_cells(head(x, y).apply(heads["regressor"], x), y, grid=grid, ratio=ratio), state
-
-    return Term("wkd_f", loss, frozenset({"teacher.features"}), init)
+    return regressed("wkd_f", stage, lambda x, y: gaussian_cells(x, y, grid=grid, ratio=ratio))
