@@ -15,7 +15,7 @@ learning rate 0.05, or 0.01 for mobile and shuffle nets) is RepDistiller's.
 Expected result: the full recipe has not been run yet; experiments/results has short runs with their times.
 """
 
-from gkd_jax import config, recipes
+from gkd_jax import recipes
 from gkd_jax.errors import UserError
 
 
@@ -25,11 +25,4 @@ def get_config(pair="resnet56,resnet20,cifar100"):
         raise UserError(
             f"TEACHER,STUDENT,DATASET or TEACHER,STUDENT,DATASET,METHOD stands behind the colon, not {pair!r}"
         )
-    teacher, student, dataset, method = [*given, "gompertz_cnn"][:4]
-    c = config.default()
-    c.data.source = dataset
-    c.teacher.model, c.student.model = teacher, student
-    c.teacher.optimizer = config.optimizer(config.standard_rate(teacher))
-    c.optimizer = config.optimizer(config.standard_rate(student))
-    recipes.apply(c, method)
-    return c
+    return recipes.standard(*[*given, "gompertz_cnn"][:4])

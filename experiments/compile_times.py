@@ -9,7 +9,6 @@ methods are gone through `--repeats` times, and the fastest time of each is told
 import argparse
 import datetime
 import pathlib
-import runpy
 import shlex
 import sys
 import time
@@ -26,11 +25,11 @@ NOTES = {**_TWICE, "mlkd": "two views", "mlkd_ls": "two views"}
 def measure(method: str, pair: tuple[str, str]) -> dict[str, float]:
     """Returns the seconds that tracing and lowering, and compiling, a method's step take."""
     from experiments import synthetic
+    from gkd_jax import recipes
     from gkd_jax.training.program import Program
     from gkd_jax.training.resolve import resolve
 
-    module = runpy.run_path(str(HERE.parent / "configs" / "cifar.py"))
-    resolved = resolve(module["get_config"](",".join([*pair, "cifar100", method])))
+    resolved = resolve(recipes.standard(*pair, "cifar100", method))
     program = Program(synthetic.job(resolved, pair[0], images=640, classes=100))
     state, frozen = program.initial()
     plan, fixed = program.plan(0), program.fixed(frozen)

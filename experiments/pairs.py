@@ -6,7 +6,6 @@ The table is read from the configurations themselves, so that it cannot say anyt
 """
 
 import pathlib
-import runpy
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,9 +53,7 @@ DIFFERENCES = """\
 
 def resolve(method: str, pair: tuple[str, str]) -> dict[str, Any]:
     """Returns a method's objective and recipe on a pair of CIFAR-100."""
-    module = runpy.run_path(str(HERE.parent / "configs" / "cifar.py"))
-    c = module["get_config"](",".join([*pair, published.DATASET, method]))
-    resolved = training.resolve(c)
+    resolved = training.resolve(recipes.standard(*pair, published.DATASET, method))
     return {
         "epochs": resolved["epochs"],
         "learning_rate": resolved["optimizer"]["learning_rate"],

@@ -3,8 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from gkd_jax import config, data, models, objective
 from gkd_jax.models import count
+from gkd_jax.outputs import Model
+from gkd_jax.training import finished
+from gkd_jax.training.teacher import final_shape
 
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -34,16 +40,29 @@ def describe(resolved: Mapping[str, Any]) -> str:
         f"run       {resolved['epochs']} epochs of {per_epoch:,} steps = {total:,} steps of {resolved['batch_size']} "
         f"images" + (f"; the last {dropped} images of an epoch are left out" if dropped else ""),
     ]
-    for role in ("teacher", "student"):
-        name = resolved[role]["model"]
-        if name != config.NO_TEACHER:
-            parts += _network(role, name, known)
+    for role, (name, model) in _networks(resolved, known).items():
+        parts += _network(role, name, model, known)
     lines = objective.build(resolved["objective"], total, config.steps_of(per_epoch, resolved["epochs"]))
     return "\n".join([*parts, "", *_weights(lines, total)])
 
 
-def _network(role: str, name: str, known: data.Description) -> list[str]:
-    size = count.summary(models.create(name, num_classes=known.num_classes), known.image_shape)
+def _networks(resolved: Mapping[str, Any], known: data.Description) -> dict[str, tuple[str, Model]]:
+    """Returns name and functions of the networks of a run by role."""
+    found, record = {}, {}
+    name, student = resolved["teacher"]["model"], resolved["student"]["model"]
+    if name != config.NO_TEACHER:
+        teacher = models.create(name, num_classes=known.num_classes)
+        found["teacher"] = name, teacher
+        if finished.reuses(resolved):
+            variables = jax.eval_shape(teacher.init, jax.random.key(0), jnp.zeros((1, *known.image_shape)))
+            record[finished.REUSED] = final_shape(teacher, variables, known.image_shape)
+            student += " + projector"
+    found["student"] = student, finished.rebuilt(resolved, record, known.num_classes)
+    return found
+
+
+def _network(role: str, name: str, model: Model, known: data.Description) -> list[str]:
+    size = count.summary(model, known.image_shape)
     stages = "  ".join(f"{h}x{w}x{k}" for h, w, k in size.features)
     embedding = "" if size.embedding is None else f", embedding {size.embedding}"
     return [

@@ -19,6 +19,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import gkd_jax
+from gkd_jax.errors import UserError
 from gkd_jax.losses import term
 from gkd_jax.losses.term import Term
 from gkd_jax.models import registry
@@ -36,6 +37,16 @@ def _registrations():
                 return jnp.where(batch.step == at, jnp.nan, jnp.sum(student.logits, -1)), state
 
             return Term("explodes", loss)
+
+        @term.register("choosy")
+        def choosy():
+            def loss(heads, state, student, teacher, batch, key):
+                return jnp.sum(student.logits, -1), state
+
+            def constants(setup):
+                raise UserError("this teacher will not do")
+
+            return Term("choosy", loss, frozenset({"teacher.logits"}), constants=constants)
 
         yield
 
@@ -497,7 +508,7 @@ def test_a_checkpoint_that_cannot_be_read(small, copied, tmp_path, damage, messa
     _refused(message, "--config", small, *flags, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert helpers.contents(copied) == before
-    with pytest.raises(gkd_jax.errors.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         gkd_jax.load(copied)
 
 
@@ -524,7 +535,7 @@ def test_a_network_that_is_not_registered_any_more(copied, monkeypatch):
         f"^{copied} holds a network 'speck_wide', which is not registered; if the run's configuration file registers "
         "it, run that file first$"
     )
-    with pytest.raises(gkd_jax.errors.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         gkd_jax.load(copied)
 
 
@@ -600,6 +611,15 @@ def test_a_disk_that_is_full(teacher, copied, full_disk, monkeypatch):
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+# ------------------------------------------------------------------------------------------------ terms and networks
+
+
+def test_what_a_term_expects_of_the_teacher_is_told_before_it_is_trained(tmp_path):
+    file = helpers.write_config(tmp_path, 'c.objective.terms.it = objective.block("choosy")')
+    _refused("^gkd_jax: objective.terms.it: this teacher will not do$", "--config", file, "--workdir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # ------------------------------------------------------------------------------------------------ a loss that is lost
 
 
@@ -620,7 +640,7 @@ def test_a_loss_that_becomes_nan(tmp_path):
     assert not (workdir / "summary.json").exists()
     # What is there is the network of an unfinished run, and is taken for nothing else
     unfinished = f"{workdir} has not finished, it is at step 4 of 12; start its run again"
-    with pytest.raises(gkd_jax.errors.UserError, match=f"^{unfinished}$"):
+    with pytest.raises(UserError, match=f"^{unfinished}$"):
         gkd_jax.load(workdir)
     _refused(unfinished, *flags, "--mode=eval")
     # Started again it stops at the same place, and damages nothing

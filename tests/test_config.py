@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from gkd_jax import config, objective
+from gkd_jax import config, identity, objective
 from gkd_jax.errors import UserError
 from gkd_jax.training.resolve import resolve
 
@@ -282,16 +282,16 @@ def _other(value):
 
 
 def test_the_hash_ignores_neutral_fields_and_nothing_else(resolved):
-    before = config.config_hash(resolved)
+    before = identity.config_hash(resolved)
     assert len(before) == 16
     int(before, 16)
-    assert config.config_hash(copy.deepcopy(resolved)) == before
+    assert identity.config_hash(copy.deepcopy(resolved)) == before
     same = set()
     for path, value in config.leaves(resolved):
         changed = _with(resolved, path, _other(value))
-        if config.config_hash(changed) == before:
+        if identity.config_hash(changed) == before:
             same.add(path)
-        assert bool(config.differences(changed, resolved)) == (path not in NEUTRAL), path
+        assert bool(identity.differences(changed, resolved)) == (path not in NEUTRAL), path
     assert same == set(NEUTRAL)
 
 
@@ -300,26 +300,26 @@ def test_a_run_from_before_a_field_is_the_same_run_with_the_value_it_then_had(re
     folder = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "cifar10-resnet20-resnet8-3ep"
     old = json.loads((folder / "config.json").read_text())
     assert "seeds" not in old
-    assert config.config_hash(old) == json.loads((folder / "summary.json").read_text())["config_hash"]
+    assert identity.config_hash(old) == json.loads((folder / "summary.json").read_text())["config_hash"]
     now = {**old, "seeds": [], "seeds_share_batches": False, "batch_seed": None}
-    assert config.differences(now, old) == []
-    assert config.differences({**now, "seeds": [0, 1]}, old) == ["seeds: None -> [0, 1]"]
+    assert identity.differences(now, old) == []
+    assert identity.differences({**now, "seeds": [0, 1]}, old) == ["seeds: None -> [0, 1]"]
 
 
 def test_the_hash_does_not_depend_on_the_order_of_fields(resolved):
     turned = dict(reversed(list(resolved.items())))
-    assert config.config_hash(turned) == config.config_hash(resolved)
+    assert identity.config_hash(turned) == identity.config_hash(resolved)
     # nor on having been through a file
-    assert config.config_hash(json.loads(json.dumps(resolved))) == config.config_hash(resolved)
+    assert identity.config_hash(json.loads(json.dumps(resolved))) == identity.config_hash(resolved)
 
 
 def test_differences_are_named(resolved):
-    assert config.differences(resolved, resolved) == []
+    assert identity.differences(resolved, resolved) == []
     changed = _with(_with(resolved, "seed", 3), "objective.terms.kd.weight", 2.0)
-    assert config.differences(changed, resolved) == ["objective.terms.kd.weight: 1.0 -> 2.0", "seed: 0 -> 3"]
+    assert identity.differences(changed, resolved) == ["objective.terms.kd.weight: 1.0 -> 2.0", "seed: 0 -> 3"]
     lacking = copy.deepcopy(resolved)
     del lacking["objective"]["terms"]["kd"]["temperature"]
-    assert config.differences(lacking, resolved) == ["objective.terms.kd.temperature: 4.0 -> None"]
+    assert identity.differences(lacking, resolved) == ["objective.terms.kd.temperature: 4.0 -> None"]
 
 
 @pytest.mark.parametrize("path", ["seed", "data.source", "objective.terms", "teacher.optimizer.drops"])

@@ -12,7 +12,7 @@ import pytest
 
 import gkd_jax
 from gkd_jax import command as command_line
-from gkd_jax import config, data
+from gkd_jax import data, identity
 from gkd_jax.training import finished
 from gkd_jax.training.checkpoint import Checkpoints, sha256
 
@@ -95,8 +95,8 @@ def test_overrides_reach_what_is_printed():
 
 
 def test_what_is_printed_is_a_configuration_file_by_value():
-    assert config.config_hash(_printed()) == config.config_hash(_printed("--config.tensorboard=false"))
-    assert config.config_hash(_printed()) != config.config_hash(_printed("--config.seed=1"))
+    assert identity.config_hash(_printed()) == identity.config_hash(_printed("--config.tensorboard=false"))
+    assert identity.config_hash(_printed()) != identity.config_hash(_printed("--config.seed=1"))
 
 
 def test_an_option_that_was_written_as_a_whole_number(tmp_path):
@@ -108,7 +108,7 @@ def test_an_option_that_was_written_as_a_whole_number(tmp_path):
         found = helpers.run("--config", file, "--mode=print", "--config.data.source=digits", *flags)
         assert found.status == 0, found.err
         printed[name] = found.out
-        hashes.add(config.config_hash(json.loads(found.out)))
+        hashes.add(identity.config_hash(json.loads(found.out)))
     assert printed["4"] == printed["4.0"]
     assert len(hashes) == 2
     assert json.loads(printed["2"])["objective"]["terms"]["kd"]["temperature"] == 2.5
@@ -268,7 +268,7 @@ def test_the_summary(done, summary):
         assert re.fullmatch("[0-9a-f]{64}", found["params_sha256"])
     parts = {summary[part]["params_sha256"] for part in ("teacher", "student", "student_alone", "student_raw")}
     assert len(parts) == 4
-    assert summary["config_hash"] == config.config_hash(json.loads((workdir / "config.json").read_text()))
+    assert summary["config_hash"] == identity.config_hash(json.loads((workdir / "config.json").read_text()))
     assert {"jax", "flax", "optax", "python", "gkd_jax"} <= set(summary["versions"])
     assert summary["device"]["platform"] == "cpu"
     folders = (workdir, workdir / "teacher", workdir / "alone")

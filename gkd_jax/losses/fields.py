@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gkd_jax.errors import UserError
-from gkd_jax.outputs import Outputs
+from gkd_jax.outputs import Outputs, Setup
 
 
 def _read(outputs: Outputs | None, name: str) -> Any:
@@ -35,6 +35,15 @@ def embedding(outputs: Outputs | None) -> Any:
       UserError: if it was not computed.
     """
     return _read(outputs, "embedding")
+
+
+def final(outputs: Outputs | None) -> Any:
+    """Returns the final map [b h w d], which is pooled to the embedding, or its shape where `outputs` holds shapes.
+
+    Raises:
+      UserError: if it was not computed.
+    """
+    return _read(outputs, "final")
 
 
 def feature(outputs: Outputs | None, stage: int) -> Any:
@@ -94,6 +103,17 @@ def pairs(
         )
     kept = slice(-count, None) if from_deepest else slice(1, 1 + count)
     return list(zip(x[kept], y[kept], strict=True))
+
+
+def classifier_kernel(setup: Setup) -> Array:
+    """Returns the kernel [d c] of the teacher's classifier.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if setup.teacher_kernel is None:
+        raise UserError("a term needs the teacher's classifier, and there is none")
+    return setup.teacher_kernel
 
 
 def gradient(outputs: Outputs | None, name: str) -> Any:

@@ -1,7 +1,5 @@
 """Matching the map that the teacher's classifier is about to read."""
 
-from typing import Any
-
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gkd_jax.errors import UserError
@@ -29,12 +27,6 @@ def map_error(student: Float[Array, "b h w d"], teacher: Float[Array, "b u v d"]
     return mean_square(*fields.pool_alike(student, teacher))
 
 
-def _final(outputs: Outputs | None) -> Any:
-    if outputs is None or outputs.final is None:
-        raise UserError("the term 'simkd' needs the final map of both networks' outputs: not computed, or not held")
-    return outputs.final
-
-
 @register("simkd")
 def simkd_term() -> Term:
     """The term "simkd": `map_error` between the student's projected map and the teacher's final map.
@@ -49,7 +41,7 @@ def simkd_term() -> Term:
     """
 
     def init(key: PRNGKeyArray, student: Outputs, teacher: Outputs | None, setup: Setup) -> tuple[Heads, State]:
-        ours, theirs = (_final(outputs).shape[-1] for outputs in (student, teacher))
+        ours, theirs = (fields.final(outputs).shape[-1] for outputs in (student, teacher))
         if ours != theirs:
             raise UserError(
                 f"the student's final map has {ours} channels and the teacher's {theirs}; the term 'simkd' is for a "
@@ -60,6 +52,6 @@ def simkd_term() -> Term:
     def loss(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, State]:
-        return map_error(_final(student), _final(teacher)), state
+        return map_error(fields.final(student), fields.final(teacher)), state
 
     return Term("simkd", loss, frozenset({"teacher.final"}), init)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from gkd_jax.errors import UserError
 from gkd_jax.losses import fields, transport
 from gkd_jax.losses.heads import LINEAR, POINTWISE, Head, match, project
 from gkd_jax.losses.sinkhorn import SOLVERS, Divergence
@@ -131,11 +130,7 @@ def wasserstein_term(
         return match(side.head, key, side.read(student).shape[-1], side.read(teacher).shape[-1]), state
 
     def constants(setup: Setup) -> Any:
-        if kind != "logit":
-            return ()
-        if setup.teacher_kernel is None:
-            raise UserError("term 'wasserstein' of kind 'logit' needs the teacher's classifier, and there is none")
-        return transport.class_cost(setup.teacher_kernel)
+        return transport.class_cost(fields.classifier_kernel(setup)) if kind == "logit" else ()
 
     def loss(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray

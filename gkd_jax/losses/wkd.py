@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
-from gkd_jax.errors import UserError
 from gkd_jax.losses import fields, transport
 from gkd_jax.losses.decoupled import is_target, without_target
 from gkd_jax.losses.logit import at, check_positive, check_weights, softened
@@ -142,9 +141,7 @@ def wkd_l_term(
     def constants(setup: Setup) -> Any:
         if not others:
             return ()
-        if setup.teacher_kernel is None:
-            raise UserError("term 'wkd_l' needs the teacher's classifier, and there is none")
-        return transport.class_cost(setup.teacher_kernel, similarity=similarity, sharpen=sharpen)
+        return transport.class_cost(fields.classifier_kernel(setup), similarity=similarity, sharpen=sharpen)
 
     def loss(
         heads: Heads, state: State, student: Outputs, teacher: Outputs | None, batch: Batch, key: PRNGKeyArray

@@ -2,9 +2,11 @@
 
 from gkd_jax.recipes import feature, gradient, logit, multi_level, ours, relation
 from gkd_jax.recipes.registry import apply, gompertz, names, register, source
+from gkd_jax.recipes.standard import changes, standard
 
 __all__ = [
     "apply",
+    "changes",
     "feature",
     "gompertz",
     "gradient",
@@ -15,4 +17,5 @@ __all__ = [
     "register",
     "relation",
     "source",
+    "standard",
 ]

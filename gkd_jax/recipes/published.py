@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gkd_jax.config import NO_TEACHER
+from gkd_jax.recipes.standard import changes
 from gkd_jax.reporting.table import aligned
 
 DATASET = "cifar100"
@@ -83,6 +84,9 @@ def compare(summary: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
     notes = [f"Ours is of the last epoch of {resolved['epochs']}, never chosen by test accuracy."]
     if recipe and "+" in recipe:
         notes.append(f"What is published of {method} has its authors' schedule, not this one.")
+    changed = changes(resolved)
+    if changed:
+        notes.append(f"This run is not the recipe {recipe!r}, which it changes: {'; '.join(changed)}.")
     return "\n".join([aligned(rows, left=2), *notes])
 
 

@@ -212,6 +212,7 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
         student = finished.network(resolved, dataset.num_classes, reused=reused)
         norms = master.norms(variables) if master.norms is not None else None
         setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, kernel, bias, norms)
+        objective.constants(lines, setup)
         networks = Networks(student, master, variables)
         return init_state(key, networks, lines, optax.identity(), shape, setup, epochs=1, ema=False)
 

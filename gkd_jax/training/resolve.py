@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from gkd_jax import config, models, objective
+from gkd_jax import config, identity, models, objective
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.training.finished import reuses
 
@@ -20,13 +20,13 @@ def resolve(given: ConfigDict) -> dict[str, Any]:
       UserError: names the field that is unknown, or of another type or range than it may be.
     """
     config.check(given)
-    resolved = config.to_json(given.to_dict())
+    resolved = identity.to_json(given.to_dict())
     for field in ("teacher", "student"):
         name = resolved[field]["model"]
         known = [*models.names(), *([config.NO_TEACHER] if field == "teacher" else [])]
         if name not in known:
             raise UserError(f"{field}.model: {unknown('model', name, known)}")
-    resolved["objective"] = config.to_json(objective.resolve(resolved["objective"]))
+    resolved["objective"] = identity.to_json(objective.resolve(resolved["objective"]))
     if resolved["dtype"] == "auto":
         resolved["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     _settle_seeds(resolved)

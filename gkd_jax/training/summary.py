@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gkd_jax import __version__, config, objective
+from gkd_jax import __version__, identity, objective
 from gkd_jax.data import Dataset
 from gkd_jax.models import count
 from gkd_jax.reporting import plots
@@ -97,7 +97,7 @@ def circumstances(resolved: Mapping[str, Any], workdir: pathlib.Path) -> dict[st
         "images_per_second": float(np.median(rates)) if rates else None,
         "versions": versions(),
         "device": device(),
-        "config_hash": config.config_hash(resolved),
+        "config_hash": identity.config_hash(resolved),
     }
 
 

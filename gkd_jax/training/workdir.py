@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gkd_jax import config
+from gkd_jax import identity
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_json
@@ -65,7 +65,7 @@ def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) 
 
 def same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Raises `UserError` unless two resolved configurations, of which the workdir holds the second, are one run."""
-    changed = config.differences(here, there)
+    changed = identity.differences(here, there)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(

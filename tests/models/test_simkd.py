@@ -210,7 +210,7 @@ def test_the_term_needs_maps_of_one_width():
     assert term.init(key, outputs(3), outputs(3), setup) == ({}, ())
     with pytest.raises(UserError, match="has 3 channels and the teacher's 4.*student.reuse_classifier"):
         term.init(key, outputs(3), outputs(4), setup)
-    with pytest.raises(UserError, match="final map of both networks"):
+    with pytest.raises(UserError, match="needs .final. of a network"):
         term.init(key, outputs(3), outputs(3)._replace(final=None), setup)
     nothing = jnp.zeros(2, jnp.int32)
     batch = Batch({}, nothing, jnp.zeros((2, 4)), nothing, nothing, jnp.int32(0))

@@ -2,15 +2,11 @@
 
 import pytest
 
+from gkd_jax import recipes
 from gkd_jax.recipes import published
+from gkd_jax.training import resolve as training
 
-RESOLVED = {
-    "recipe": "kd",
-    "epochs": 240,
-    "data": {"source": "cifar100"},
-    "teacher": {"model": "resnet56"},
-    "student": {"model": "resnet20"},
-}
+RESOLVED = training.resolve(recipes.standard("resnet56", "resnet20", "cifar100", "kd"))
 SUMMARY = {"teacher": {"test_accuracy": 0.7234}, "student_alone": None, "student": {"test_accuracy": 0.71}}
 
 
@@ -61,7 +57,8 @@ def test_a_run_beside_them():
 
 def test_several_seeds_and_a_schedule_of_our_own():
     summary = {**SUMMARY, "student": {"test_accuracy": 0.70, "std": {"test_accuracy": 0.0021}}}
-    text = published.compare(summary, {**RESOLVED, "recipe": "dkd+gompertz"})
+    resolved = training.resolve(recipes.standard("resnet56", "resnet20", "cifar100", "dkd+gompertz"))
+    text = published.compare(summary, resolved)
     assert _cells(text)[1] == [
         "student, dkd+gompertz",
         "mdistiller README, the best test epoch of 240",
@@ -73,7 +70,7 @@ def test_several_seeds_and_a_schedule_of_our_own():
 
 
 def test_a_student_alone_is_the_same_beside_any_teacher():
-    resolved = {**RESOLVED, "recipe": "alone", "teacher": {"model": "none"}, "student": {"model": "shufflenetv1"}}
+    resolved = training.resolve(recipes.standard("none", "shufflenetv1", "cifar100", "alone"))
     (row, _) = _cells(published.compare({"teacher": None, "student": {"test_accuracy": 0.705}}, resolved))
     assert row[2:] == ["70.50", "70.50", "+0.00"]
 
@@ -89,3 +86,24 @@ def test_a_student_alone_is_the_same_beside_any_teacher():
 )
 def test_what_is_not_known_is_said(changed, message):
     assert message in published.compare(SUMMARY, {**RESOLVED, **changed})
+
+
+def _changed(**fields):
+    c = recipes.standard("resnet32x4", "resnet8x4", "cifar100", "kd")
+    c.update_from_flattened_dict(fields)
+    return published.compare(SUMMARY, training.resolve(c)).splitlines()[-1]
+
+
+def test_what_a_flag_changed_of_the_recipe_is_said():
+    assert _changed(**{"optimizer.learning_rate": 0.1, "objective.terms.kd.temperature": 2.0}) == (
+        "This run is not the recipe 'kd', which it changes: objective.terms.kd.temperature: 4.0 -> 2.0; "
+        "optimizer.learning_rate: 0.05 -> 0.1."
+    )
+    assert "epochs: 240 -> 10" in _changed(epochs=10)
+    assert "data.flip: True -> False" in _changed(**{"data.flip": False})
+
+
+@pytest.mark.parametrize("field", ["seed", "seeds", "data.val_fraction", "teacher.epochs", "teacher.checkpoint"])
+def test_what_is_no_part_of_the_recipe_may_differ(field):
+    value = {"seeds": (1, 2), "data.val_fraction": 0.1, "teacher.checkpoint": "there"}.get(field, 3)
+    assert _changed(**{field: value}) == "Ours is of the last epoch of 240, never chosen by test accuracy."

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from gkd_jax import config
+from gkd_jax import config, identity
 from gkd_jax.errors import UserError
 from gkd_jax.training import optimizer
 
 
 def block(**fields):
-    return {**config.to_json(config.optimizer().to_dict()), **fields}
+    return {**identity.to_json(config.optimizer().to_dict()), **fields}
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -1,5 +1,6 @@
 """Students that reuse their teacher's classifier, and students that teach: whole runs."""
 
+import re
 import shutil
 
 import helpers
@@ -131,6 +132,18 @@ def test_the_term_without_a_projector(resolved, tmp_path):
     with pytest.raises(UserError, match=r"objective.terms.simkd: the student's final map has 96 channels"):
         experiment.run(resolved(*SIMKD), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_shapes_show_the_projector(file):
+    flags = ["--config", file, "--mode=shapes", *SIMKD]
+    plain, reusing = (helpers.run(*flags, f"--config.student.reuse_classifier={reuse}") for reuse in (False, True))
+    assert (reusing.status, reusing.err) == (0, "")
+    assert "student   speck: " in plain.out
+    (parameters,) = re.findall(r"student   speck \+ projector: ([\d,]+) parameters.*, embedding 160\n", reusing.out)
+    # speck: 3x3x3 to 6 and BatchNorm, 96 to 4 classes; the projector: 96 to 80, 3x3 of 80, 80 to 160, and BatchNorm
+    speck = 27 * 6 + 2 * 6 + 96 * 4 + 4
+    assert int(parameters.replace(",", "")) == speck + 96 * 80 + 9 * 80 * 80 + 80 * 160 + 2 * (80 + 80 + 160)
+    assert f"speck: {speck} parameters" in plain.out
 
 
 # ------------------------------------------------------------------------------------------- who teaches whom
