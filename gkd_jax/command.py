@@ -1,19 +1,15 @@
 """What the user asked for: flags and a configuration file, every mistake in them one sentence."""
 
-import importlib.util
-import inspect
 import pathlib
 import re
 import shlex
-import sys
-import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gkd_jax import config
+from gkd_jax import config, pyfile
 from gkd_jax.errors import UserError
 
 MODES = ("train", "eval", "shapes", "print")
@@ -38,7 +34,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         return None
     name, rest = _config_argument(argv)
-    given = _read_config(name)
+    given = pyfile.call("--config", name, "get_config", ConfigDict, "gkd_jax.config.default()")
     overrides = [match[1] for argument in rest[1:] if (match := re.match(r"--?(?:no)?config\.([^=]*)", argument))]
     for override in overrides:
         error = config.override_error(given, override)
@@ -55,14 +51,8 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 def run_name(config_argument: str) -> str:
     """Returns the name of a run: that of its configuration file and its argument, "cifar-resnet56-resnet20-cifar10"."""
-    file, argument = _file_and_argument(config_argument)
+    file, argument = pyfile.split(config_argument)
     return re.sub(r"[^\w.]+", "-", "-".join([file.stem, *argument])).strip("-")
-
-
-def _file_and_argument(name: str) -> tuple[pathlib.Path, list[str]]:
-    """Returns the file that `--config` names, and what follows a colon behind it, if anything does."""
-    match = re.fullmatch(r"(.*?\.py):(.*)", name, re.DOTALL)
-    return (pathlib.Path(match[1]), [match[2]]) if match else (pathlib.Path(name), [])
 
 
 def _config_argument(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -81,52 +71,6 @@ def _config_argument(argv: Sequence[str]) -> tuple[str, list[str]]:
     if len(names) > 1:
         raise UserError(f"--config is given {len(names)} times: {', '.join(names)}; a run has one configuration file")
     return names[0], rest
-
-
-def _read_config(name: str) -> ConfigDict:
-    """Runs the configuration file, once: it may register terms, networks and data sets."""
-    file, argument = _file_and_argument(name)
-    if not file.is_file():
-        raise UserError(f"--config: no such file: {file}")
-    spec = importlib.util.spec_from_file_location("gkd_jax_configuration", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {file} is no Python file; a configuration is a .py file with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where classes that it defines look for it
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if not callable(get_config):
-            raise UserError("it has no function get_config()")
-        _check_argument(get_config, argument)
-        found = get_config(*argument)
-    except UserError as error:
-        raise UserError(f"--config: {file}: {error}") from error
-    except Exception as error:  # whatever the user's file raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"--config: {file} fails{_line(error, file)}: {what}") from error
-    if not isinstance(found, ConfigDict):
-        raise UserError(
-            f"--config: {file}: get_config() returned {type(found).__name__}; it must return an "
-            "ml_collections.ConfigDict, such as gkd_jax.config.default()"
-        )
-    return found
-
-
-def _check_argument(get_config: Any, argument: Sequence[str]) -> None:
-    try:
-        inspect.signature(get_config).bind(*argument)
-    except TypeError as error:
-        if argument:
-            raise UserError(f"it takes no argument, but {argument[0]!r} stands behind the colon") from error
-        raise UserError("it needs an argument, as in FILE.py:ARGUMENT; its first lines say which") from error
-
-
-def _line(error: Exception, file: pathlib.Path) -> str:
-    """Returns " in line 12", the last line of the file itself that an error came through."""
-    trace = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in trace if pathlib.Path(frame.filename).name == file.name]
-    return f" in line {lines[-1]}" if lines else ""
 
 
 def _flags(argv: Sequence[str], given: ConfigDict) -> flags.FlagValues:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from gkd_jax import schedules
+from gkd_jax import curves
 from gkd_jax.errors import UserError, nearest
 
 Fields = Any  # a mapping or a ConfigDict, which is none to Python
@@ -50,10 +50,10 @@ def schedule(name: str = "constant", **given: Any) -> ConfigDict:
     """Returns the block of a schedule; it lists the parameters of all, so that a flag can change its name.
 
     Args:
-      name: a key of `gkd_jax.schedules.PARAMETERS`.
+      name: a key of `gkd_jax.curves.PARAMETERS`.
       **given: its parameters; the others keep their defaults.
     """
-    parameters = {name for parameters in schedules.PARAMETERS.values() for name in parameters}
+    parameters = {name for parameters in curves.PARAMETERS.values() for name in parameters}
     block = ConfigDict({"name": name})
     for parameter in sorted(parameters):
         block[parameter] = placeholder(given.pop(parameter, None))
@@ -97,6 +97,7 @@ def default() -> ConfigDict:
             "data_dir": config_dict.placeholder(str),
             "val_fraction": 0.0,
             "split_seed": 0,
+            "num_train": config_dict.placeholder(int),  # images to train on, of those that are not held out
             "pad": 4,
             "flip": True,
             "num_classes": config_dict.placeholder(int),
@@ -134,7 +135,7 @@ def default() -> ConfigDict:
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ep|%|)\s*")
 
 
-def steps_in(duration: schedules.Duration, steps_per_epoch: int, total_steps: int) -> int:
+def steps_in(duration: curves.Duration, steps_per_epoch: int, total_steps: int) -> int:
     """Returns a duration in steps.
 
     Args:
@@ -154,7 +155,7 @@ def steps_in(duration: schedules.Duration, steps_per_epoch: int, total_steps: in
     return round(number * {"ep": steps_per_epoch, "%": total_steps / 100, "": 1}[unit])
 
 
-def steps_of(steps_per_epoch: int, epochs: int) -> Callable[[schedules.Duration], int]:
+def steps_of(steps_per_epoch: int, epochs: int) -> Callable[[curves.Duration], int]:
     """Returns the function that turns durations into steps for a run."""
     return lambda duration: steps_in(duration, steps_per_epoch, epochs * steps_per_epoch)
 
@@ -219,6 +220,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint_every": _between(1, 10**6),
     "data.val_fraction": _between(0, 1, open_high=True),
     "data.split_seed": _between(0, 2**32 - 1),
+    "data.num_train": (lambda v: v is None or (isinstance(v, int) and v > 0), "a whole number, 1 or above"),
     "data.pad": _between(0, 1000),
     "teacher.epochs": _between(1, 10**6),
     "teacher.batch_size": _between(1, 10**6),

@@ -15,6 +15,7 @@ _ADDED: dict[str, Any] = {
     "seeds_share_batches": False,
     "batch_seed": None,
     "teacher.cache": NO_CACHE,
+    "data.num_train": None,
     "student.reuse_classifier": False,
 }
 

@@ -7,20 +7,19 @@ its shape when a run is made longer. The value reached at the end is held afterw
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from gkd_jax.errors import UserError, nearest, unknown
-
 # Where the second derivative of a Gompertz or logistic curve in u = c (t - t*) is extreme: |u| is this far from 0.
 _GOMPERTZ_BEND = math.log((3 + math.sqrt(5)) / 2)
 _LOGISTIC_BEND = math.log(2 + math.sqrt(3))
 
 STAGES = ("growth", "rapid", "saturation")
+Bounds = tuple[float, float]  # of the rapid stage, as fractions of the run
 
 
 class Weight(NamedTuple):
@@ -29,24 +28,39 @@ class Weight(NamedTuple):
     Attributes:
       init: the parameters at the start; `()` for a plain schedule.
       at: `(params, step) -> scalar`.
-      refit: `(params, history) -> params`; the identity for a plain schedule.
+      refit: `(params, history) -> params`, where the history has the accuracy on the training images of each epoch of
+        the run, NaN for those to come; the identity for a plain schedule.
+      bounds: `params -> ` where its rapid stage begins and ends; None if it has no stages.
     """
 
     init: Any
     at: Callable[[Any, Any], Array]
     refit: Callable[[Any, Any], Any] = lambda params, history: params
+    bounds: Callable[[Any], Bounds | None] = lambda params: None
 
 
-def fixed(schedule: optax.Schedule) -> Weight:
+def fixed(schedule: optax.Schedule, bounds: Bounds | None = None) -> Weight:
     """Returns `schedule` as a `Weight` without parameters."""
-    return Weight((), lambda params, step: schedule(step))
+    return Weight((), lambda params, step: schedule(step), bounds=lambda params: bounds)
 
 
-def _progress(count: Any, transition_steps: int) -> Array:
+def scaled(weight: Weight, factor: float) -> Weight:
+    """Returns `factor` times a weight."""
+    return weight._replace(at=lambda params, step: factor * weight.at(params, step))
+
+
+def complement(weight: Weight) -> Weight:
+    """Returns 1 minus a weight, which has no stages."""
+    return weight._replace(at=lambda params, step: 1.0 - weight.at(params, step), bounds=lambda params: None)
+
+
+def progress(count: Any, transition_steps: int) -> Array:
+    """Returns t, the share of `transition_steps` that is done, in [0, 1]."""
     return jnp.clip(jnp.asarray(count, jnp.float32) / transition_steps, 0.0, 1.0)
 
 
-def _positive(**values: float) -> None:
+def positive(**values: float) -> None:
+    """Raises ValueError unless each of `values` is a finite number above 0."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, not {value}")
@@ -82,8 +96,8 @@ def gompertz(peak_value: float, displacement: float, rate: float, transition_ste
       Gompertz, On the nature of the function expressive of the law of human mortality, Phil. Trans. 1825; as the
       weight of distillation losses, Yang & Qin, arXiv 2510.21649, 2025 (abstract; the parametrisation is ours).
     """
-    _positive(displacement=displacement)
-    _positive(rate=rate)
+    positive(displacement=displacement)
+    positive(rate=rate)
     return gompertz_from_inflection(peak_value, math.log(displacement) / rate, rate, transition_steps)
 
 
@@ -119,11 +133,11 @@ def gompertz_from_inflection(
     References:
       As `gompertz`.
     """
-    _positive(rate=rate, transition_steps=transition_steps)
+    positive(rate=rate, transition_steps=transition_steps)
 
     def schedule(count: Any) -> Array:
         # Where the inner exponential overflows to infinity, exp(-inf) = 0 is the right value.
-        return peak_value * jnp.exp(-jnp.exp(-rate * (_progress(count, transition_steps) - inflection)))
+        return peak_value * jnp.exp(-jnp.exp(-rate * (progress(count, transition_steps) - inflection)))
 
     return schedule
 
@@ -147,10 +161,10 @@ def logistic(peak_value: float, inflection: float, rate: float, transition_steps
     Raises:
       ValueError: if `rate` or `transition_steps` is not above 0.
     """
-    _positive(rate=rate, transition_steps=transition_steps)
+    positive(rate=rate, transition_steps=transition_steps)
 
     def schedule(count: Any) -> Array:
-        return peak_value / (1.0 + jnp.exp(-rate * (_progress(count, transition_steps) - inflection)))
+        return peak_value / (1.0 + jnp.exp(-rate * (progress(count, transition_steps) - inflection)))
 
     return schedule
 
@@ -180,7 +194,7 @@ def linear(init_value: float, end_value: float, transition_steps: int, transitio
     Raises:
       ValueError: if `transition_steps` is not above 0.
     """
-    _positive(transition_steps=transition_steps)
+    positive(transition_steps=transition_steps)
     return optax.schedules.linear_schedule(init_value, end_value, transition_steps, transition_begin)
 
 
@@ -193,10 +207,10 @@ def cosine(init_value: float, end_value: float, transition_steps: int, transitio
 
     with s as in `linear`, whose arguments it has.
     """
-    _positive(transition_steps=transition_steps)
+    positive(transition_steps=transition_steps)
 
     def schedule(count: Any) -> Array:
-        s = _progress(jnp.asarray(count) - transition_begin, transition_steps)
+        s = progress(jnp.asarray(count) - transition_begin, transition_steps)
         return init_value + (end_value - init_value) * 0.5 * (1.0 - jnp.cos(jnp.pi * s))
 
     return schedule
@@ -226,7 +240,7 @@ def rise_then_decay(peak_value: float, end_value: float, rise_steps: int, decay_
     return schedule
 
 
-def stage_bounds(name: str, inflection: float, rate: float) -> tuple[float, float]:
+def stage_bounds(name: str, inflection: float, rate: float) -> Bounds:
     r"""Returns the fractions of the run at which an S-curve's rapid stage begins and ends.
 
     They are the points of greatest acceleration and deceleration: for a Gompertz curve
@@ -237,110 +251,6 @@ def stage_bounds(name: str, inflection: float, rate: float) -> tuple[float, floa
     return inflection - bend, inflection + bend
 
 
-def stage(progress: float, bounds: tuple[float, float]) -> str:
-    """Returns "growth", "rapid" or "saturation", the stage at the fraction `progress` of the run."""
-    return STAGES[sum(progress >= bound for bound in bounds)]
-
-
-# ---------------------------------------------------------------------------------------------- by name
-
-
-class Curve(NamedTuple):
-    """A schedule made by name.
-
-    Attributes:
-      schedule: step -> value.
-      bounds: of its stages, as fractions of the run; None if it has none.
-    """
-
-    schedule: optax.Schedule
-    bounds: tuple[float, float] | None = None
-
-
-Duration = str | int | float  # "20ep", "10%" or a number of steps
-
-_DURATIONS = ("begin", "peak", "end")
-
-# The parameters of each schedule in a configuration; None is "not given".
-PARAMETERS: Mapping[str, Mapping[str, Any]] = {
-    "constant": {"value": 1.0},
-    "gompertz": {"peak_value": 1.0, "inflection": 0.3, "displacement": None, "rate": 10.0},
-    "logistic": {"peak_value": 1.0, "inflection": 0.3, "rate": 10.0},
-    "linear": {"init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"},
-    "cosine": {"init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"},
-    "step": {"init_value": 0.0, "end_value": 1.0, "begin": "30%"},
-    "rise_then_decay": {"peak_value": 1.0, "end_value": 0.0, "peak": "30%", "end": "100%"},
-}
-
-
-def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of the schedule `name`: those `given` (None is not given), defaults for the rest.
-
-    Parameters that only other schedules have are left out, so that a configuration can list those of all.
-
-    Raises:
-      UserError: if no schedule has that name, none has such a parameter, or both `inflection` and `displacement`
-        are given.
-    """
-    if name not in PARAMETERS:
-        raise unknown("schedule", name, PARAMETERS)
-    everywhere = {parameter for parameters in PARAMETERS.values() for parameter in parameters}
-    for parameter in given:
-        if parameter not in everywhere:
-            raise UserError(f"no schedule has a parameter {parameter!r}{nearest(parameter, everywhere)}")
-    chosen = {k: v for k, v in given.items() if v is not None and k in PARAMETERS[name]}
-    if {"inflection", "displacement"} <= set(chosen):
-        raise UserError("a gompertz schedule takes inflection or displacement, not both; set one of them to None")
-    numbers = {k: float(v) for k, v in chosen.items() if type(v) is int and k not in _DURATIONS}  # 10 and 10.0 are one
-    resolved = {**PARAMETERS[name], **chosen, **numbers}
-    if name == "gompertz":
-        resolved.pop("inflection" if "displacement" in chosen else "displacement")
-    return resolved
-
-
-def create(name: str, given: Mapping[str, Any], total_steps: int, steps: Callable[[Duration], int]) -> Curve:
-    """Returns the schedule `name` over a run of `total_steps`.
-
-    Args:
-      name: a key of `PARAMETERS`.
-      given: its parameters; those left out or None take their defaults.
-      total_steps: of the run.
-      steps: turns a duration into a number of steps.
-
-    Raises:
-      UserError: as `resolve`, or if a value is no number or out of range.
-    """
-    p = resolve(name, given)
-    at: dict[str, int] = {k: steps(p.pop(k)) for k in _DURATIONS if k in p}
-    for parameter, value in p.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{parameter} must be a finite number, not {value!r}")
-    try:
-        match name:
-            case "gompertz":
-                grow = gompertz if "displacement" in p else gompertz_from_inflection
-                schedule = grow(**p, transition_steps=total_steps)  # checks what the next line divides by
-                inflection = p["inflection"] if "inflection" in p else math.log(p["displacement"]) / p["rate"]
-                return Curve(schedule, stage_bounds(name, inflection, p["rate"]))
-            case "logistic":
-                schedule = logistic(**p, transition_steps=total_steps)
-                return Curve(schedule, stage_bounds(name, p["inflection"], p["rate"]))
-            case "linear" | "cosine":
-                go = linear if name == "linear" else cosine
-                length = _between(at, "begin", "end")
-                return Curve(go(**p, transition_steps=length, transition_begin=at["begin"]))
-            case "step":
-                return Curve(step(**p, transition_begin=at["begin"]))
-            case "rise_then_decay":
-                decay = _between(at, "peak", "end")
-                return Curve(rise_then_decay(**p, rise_steps=at["peak"], decay_steps=decay))
-            case _:
-                return Curve(constant(**p))
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"schedule {name!r}: {error}") from error
-
-
-def _between(at: Mapping[str, int], first: str, last: str) -> int:
-    if at[last] <= at[first]:
-        raise ValueError(f"{last} must come after {first}, but they are steps {at[last]} and {at[first]}")
-    return at[last] - at[first]
+def stage(done: float, bounds: Bounds) -> str:
+    """Returns "growth", "rapid" or "saturation", the stage at the fraction `done` of the run."""
+    return STAGES[sum(done >= bound for bound in bounds)]

@@ -25,6 +25,7 @@ def describe(resolved: Mapping[str, Any]) -> str:
     known = data.describe(
         fields["source"],
         val_fraction=fields["val_fraction"],
+        num_train=fields["num_train"],
         pad=fields["pad"],
         flip=fields["flip"],
         num_classes=fields["num_classes"],
@@ -77,8 +78,9 @@ def _weights(lines: objective.Lines, total: int) -> list[str]:
     for name, weights in objective.weights_along(lines, list(_FRACTIONS), total).items():
         line = lines[name]
         every = f" every {line.every} steps, x {line.every}" if line.every > 1 else ""
-        stages = ""
-        if line.bounds is not None:
-            stages = f"   rapid from {line.bounds[0]:.1%} to {line.bounds[1]:.1%}"
+        bounds = line.weight.bounds(line.weight.init)
+        stages = f"   rapid from {bounds[0]:.1%} to {bounds[1]:.1%}" if bounds else ""
+        if jax.tree.leaves(line.weight.init):
+            stages += ", until the first epochs say otherwise"
         rows.append(f"  {name:<26}" + "".join(f"{weight:>10.4g}" for weight in weights) + every + stages)
     return rows

@@ -287,8 +287,8 @@ def test_weights_along_a_run():
     expected = [2.5 * 0.8 * math.exp(-math.exp(-8 * (t - 0.25))) for t in fractions]
     np.testing.assert_allclose(found["distance"], expected, rtol=1e-5)
     bend = math.log((3 + math.sqrt(5)) / 2) / 8
-    np.testing.assert_allclose(lines["distance"].bounds, (0.25 - bend, 0.25 + bend))
-    assert lines["ce"].bounds is None
+    np.testing.assert_allclose(lines["distance"].weight.bounds(()), (0.25 - bend, 0.25 + bend))
+    assert lines["ce"].weight.bounds(()) is None
 
 
 def test_convex_weights():

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from gkd_jax import schedules
+from gkd_jax import curves, schedules
 from gkd_jax.errors import UserError
 
 COUNTS = [0, 1, 7, 25, 30, 50, 99, 100, 101, 250, 10**9, 2**31 - 1]
@@ -177,21 +177,21 @@ def _steps(duration):
 
 
 def test_defaults_by_name():
-    assert schedules.resolve("gompertz", {}) == {"peak_value": 1.0, "inflection": 0.3, "rate": 10.0}
-    assert schedules.resolve("gompertz", {"displacement": 20}) == {
+    assert curves.resolve("gompertz", {}) == {"peak_value": 1.0, "inflection": 0.3, "rate": 10.0}
+    assert curves.resolve("gompertz", {"displacement": 20}) == {
         "peak_value": 1.0,
         "displacement": 20.0,
         "rate": 10.0,
     }
-    assert schedules.resolve("linear", {}) == {"init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"}
+    assert curves.resolve("linear", {}) == {"init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"}
     # Parameters of other schedules and those left open are not part of the record
     given = {"inflection": 0.2, "rate": None, "begin": "10%"}
-    assert schedules.resolve("constant", given) == {"value": 1.0}
-    assert schedules.resolve("logistic", given) == {"peak_value": 1.0, "inflection": 0.2, "rate": 10.0}
+    assert curves.resolve("constant", given) == {"value": 1.0}
+    assert curves.resolve("logistic", given) == {"peak_value": 1.0, "inflection": 0.2, "rate": 10.0}
 
 
 def test_an_integer_is_the_same_parameter_as_its_float():
-    resolved = schedules.resolve("gompertz", {"rate": 10, "peak_value": 1})
+    resolved = curves.resolve("gompertz", {"rate": 10, "peak_value": 1})
     assert {k: type(v) for k, v in resolved.items()} == {"peak_value": float, "inflection": float, "rate": float}
 
 
@@ -205,6 +205,7 @@ def test_an_integer_is_the_same_parameter_as_its_float():
             {"displacement": 20.0, "rate": 5.0, "peak_value": 2.0},
             [2 * math.exp(-20 * math.exp(-5 * t)) for t in (0, 0.3, 1)],
         ),
+        ("gompertz_adaptive", {"peak_value": 2.0}, [2 * math.exp(-math.exp(-10 * (t - 0.3))) for t in (0, 0.3, 1)]),
         ("logistic", {"peak_value": 0.5}, [0.5 / (1 + math.exp(3)), 0.25, 0.5 / (1 + math.exp(-7))]),
         ("linear", {}, [0.0, 0.3, 1.0]),
         ("cosine", {"init_value": 1.0, "end_value": 0.0}, [1.0, (1 + math.cos(0.3 * math.pi)) / 2, 0.0]),
@@ -213,17 +214,23 @@ def test_an_integer_is_the_same_parameter_as_its_float():
     ],
 )
 def test_schedules_by_name(name, given, expected):
-    curve = schedules.create(name, given, 100, _steps)
-    np.testing.assert_allclose([float(curve.schedule(n)) for n in (0, 30, 100)], expected, rtol=1e-5, atol=1e-7)
+    curve = curves.create(name, given, 100, _steps)
+    np.testing.assert_allclose([float(curve.at(curve.init, n)) for n in (0, 30, 100)], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_only_s_curves_have_stages():
     rate, displacement = 10.0, math.exp(4.0)
-    bounds = {name: schedules.create(name, {}, 100, _steps).bounds for name in schedules.PARAMETERS}
-    assert {name for name, found in bounds.items() if found} == {"gompertz", "logistic"}
+
+    def bounds_of(name, **given):
+        curve = curves.create(name, given, 100, _steps)
+        return curve.bounds(curve.init)
+
+    bounds = {name: bounds_of(name) for name in curves.PARAMETERS}
+    assert {name for name, found in bounds.items() if found} == {"gompertz", "gompertz_adaptive", "logistic"}
     bend = math.log((3 + math.sqrt(5)) / 2) / 10
     np.testing.assert_allclose(bounds["gompertz"], (0.3 - bend, 0.3 + bend))
-    other = schedules.create("gompertz", {"displacement": displacement, "rate": rate}, 100, _steps).bounds
+    np.testing.assert_allclose(bounds["gompertz_adaptive"], bounds["gompertz"], rtol=1e-6)
+    other = bounds_of("gompertz", displacement=displacement, rate=rate)
     np.testing.assert_allclose(other, (0.4 - bend, 0.4 + bend))
 
 
@@ -235,6 +242,9 @@ def test_only_s_curves_have_stages():
         ("gompertz", {"inflection": 0.2, "displacement": 3.0}, "inflection or displacement, not both"),
         ("gompertz", {"displacement": -3.0}, "'gompertz': displacement must be a finite number above 0, not -3.0"),
         ("gompertz", {"displacement": 3.0, "rate": 0}, "rate must be a finite number above 0, not 0"),
+        ("gompertz_adaptive", {"rate": 50.0}, "rate must be between 2 and 40, not 50"),
+        ("gompertz_adaptive", {"min_inflection": 0}, "min_inflection must be above 0 and below 1, not 0"),
+        ("gompertz_adaptive", {"inflection": 0.05}, "inflection must be between min_inflection, 0.1, and 1, not 0.05"),
         ("gompertz", {"rate": "fast"}, "rate must be a finite number, not 'fast'"),
         ("gompertz", {"peak_value": math.nan}, "peak_value must be a finite number, not nan"),
         ("logistic", {"rate": -1.0}, "'logistic': rate must be a finite number above 0, not -1"),
@@ -248,7 +258,7 @@ def test_only_s_curves_have_stages():
 )
 def test_what_is_no_schedule(name, given, message):
     with pytest.raises(UserError, match=message):
-        schedules.create(name, given, 100, _steps)
+        curves.create(name, given, 100, _steps)
 
 
 def test_the_examples_in_the_docstrings():

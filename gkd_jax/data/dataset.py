@@ -26,8 +26,9 @@ class Dataset:
         among them, so that a teacher and a student with different splits see an image alike.
       pad: pixels of zeros around an image, of which crops are taken.
       flip: whether mirror images are among its views.
-      val_fraction, split_seed: what the split was made with.
+      val_fraction, split_seed, num_train: what the split was made with.
       train_rows, val_rows: int32, where the examples stood among the source's training images.
+      labels: int32, of all the source's training images.
       source_digest: SHA-256 of the source's images and labels.
       digest: SHA-256 of the three splits; neither `pad`, `flip`, `mean` nor `std` is in it.
     """
@@ -46,8 +47,10 @@ class Dataset:
     flip: bool
     val_fraction: float
     split_seed: int
+    num_train: int | None
     train_rows: np.ndarray
     val_rows: np.ndarray
+    labels: np.ndarray
     source_digest: str
     digest: str
 
@@ -75,6 +78,7 @@ class Dataset:
             "digest": self.digest,
             "val_fraction": self.val_fraction,
             "split_seed": self.split_seed,
+            "num_train": self.num_train,
         }
 
     def seen_by(self, record: Mapping[str, Any]) -> int | None:
@@ -90,9 +94,7 @@ class Dataset:
             return None
         if record["digest"] == self.digest:
             return 0
-        labels = np.empty(len(self.train_rows) + len(self.val_rows), np.int32)
-        labels[self.train_rows], labels[self.val_rows] = self.train_labels, self.val_labels
-        seen, _ = split_rows(labels, record["val_fraction"], record["split_seed"])
+        seen, _ = split_rows(self.labels, record["val_fraction"], record["split_seed"], record.get("num_train"))
         return len(np.intersect1d(seen, self.val_rows, assume_unique=True))
 
 
@@ -104,6 +106,7 @@ def build(
     split_seed: int,
     pad: int,
     flip: bool,
+    num_train: int | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> Dataset:
     """Splits checked arrays and measures them.
@@ -115,19 +118,21 @@ def build(
       split_seed: see `gkd_jax.data.split.split_rows`.
       pad: pixels of zeros a side.
       flip: whether mirror images are views.
+      num_train: how many images to train on; None for all that are not held out.
       statistics: `(mean, std)` of each channel; None to compute them.
 
     Raises:
       UserError: if a split is empty or `pad` does not fit the images.
     """
     check_pad(pad, arrays.x_train.shape[1:3])
-    train, val = split_rows(arrays.y_train, val_fraction, split_seed)
+    train, val = split_rows(arrays.y_train, val_fraction, split_seed, num_train)
     mean, std = statistics or channel_statistics(arrays.x_train)
     source_digest = _digest(*arrays[:4])
+    few = train.tobytes() if len(train) + len(val) < len(arrays.y_train) else b""
     return Dataset(
         name=name,
-        # With nothing held out the rows are all rows: no copy
-        train_images=arrays.x_train[train] if len(val) else arrays.x_train,
+        # Where the rows are all rows: no copy
+        train_images=arrays.x_train[train] if len(train) < len(arrays.x_train) else arrays.x_train,
         train_labels=arrays.y_train[train],
         val_images=arrays.x_train[val],
         val_labels=arrays.y_train[val],
@@ -140,11 +145,13 @@ def build(
         flip=flip,
         val_fraction=val_fraction,
         split_seed=split_seed,
+        num_train=num_train,
         train_rows=train,
         val_rows=val,
+        labels=arrays.y_train,
         source_digest=source_digest,
         # The rows and what they are rows of say as much as the images themselves, which need no second pass
-        digest=hashlib.sha256(source_digest.encode() + val.tobytes()).hexdigest(),
+        digest=hashlib.sha256(source_digest.encode() + val.tobytes() + few).hexdigest(),
     )
 
 

@@ -105,6 +105,7 @@ def load(
     *,
     val_fraction: float | int = 0.0,
     split_seed: int = 0,
+    num_train: int | None = None,
     pad: int | None = None,
     flip: bool | None = None,
     num_classes: int | None = None,
@@ -118,6 +119,7 @@ def load(
         `y_train`, `x_test`, `y_test` and, if there are any, `class_names`, or a registered name.
       val_fraction: share of the training images to hold out for choices, in [0, 1); stratified by class.
       split_seed: of that split, which depends on the data, `val_fraction` and this alone.
+      num_train: how many of the others to train on, likewise stratified; by default all.
       pad: pixels of zeros a side, of which crops are taken; by default an eighth of the shorter side, which is the 4
         that is usual for CIFAR, and 1 for the digits.
       flip: whether mirror images are views; by default for CIFAR and where `register` said so, since a mirrored digit
@@ -137,6 +139,7 @@ def load(
         arrays,
         val_fraction=float(val_fraction),
         split_seed=split_seed,
+        num_train=num_train,
         pad=_default_pad(arrays.x_train.shape[1:3]) if pad is None else pad,
         flip=found.flip if flip is None else flip,
         statistics=found.statistics,
@@ -147,6 +150,7 @@ def describe(
     source: str,
     *,
     val_fraction: float | int = 0.0,
+    num_train: int | None = None,
     pad: int | None = None,
     flip: bool | None = None,
     num_classes: int | None = None,
@@ -159,6 +163,7 @@ def describe(
     Args:
       source: see `load`, as for the rest.
       val_fraction: share of the training images to hold out.
+      num_train: how many of the others to train on.
       pad: pixels of zeros a side.
       flip: whether mirror images are views.
       num_classes: how many classes there are.
@@ -181,7 +186,8 @@ def describe(
     pad = _default_pad(shape[:2]) if pad is None else pad
     dataset.check_pad(pad, shape[:2])
     flip = found.flip if flip is None else flip
-    return Description(source, shape, classes, num - held_out, held_out, num_test, pad, flip)
+    trained = split.train_size(num - held_out, num_train)
+    return Description(source, shape, classes, trained, held_out, num_test, pad, flip)
 
 
 def _default_pad(size: tuple[int, ...]) -> int:

@@ -39,23 +39,40 @@ def val_size(num: int, val_fraction: float) -> int:
     return held_out
 
 
-def split_rows(labels: np.ndarray, val_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
+def train_size(left: int, num_train: int | None) -> int:
+    """Returns how many of the `left` examples that are not held out are trained on: `num_train`, or all.
+
+    Raises:
+      UserError: if there are not so many.
+    """
+    if num_train is None:
+        return left
+    if not 1 <= num_train <= left:
+        raise UserError(f"data.num_train is {num_train}; it must be 1 to {left}, the training images not held out")
+    return num_train
+
+
+def split_rows(
+    labels: np.ndarray, val_fraction: float, split_seed: int, num_train: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits the rows of a training set, stratified by class.
 
-    Each class is shuffled, and its i-th of m members stands at the height (i + 1/2)/m; the lowest are held out. So
-    every class gives its share to within one image, and with the same seed a smaller validation split lies inside a
-    larger one.
+    Each class is shuffled, and its i-th of m members stands at the height (i + 1/2)/m; the lowest are held out, and of
+    the others the highest are trained on. So every class gives its share to within one image, and with the same seed a
+    smaller split lies inside a larger one.
 
     Args:
       labels: int [n].
       val_fraction: share of the rows to hold out, in [0, 1).
-      split_seed: at least 0; the split depends on it and on the first two arguments alone.
+      split_seed: at least 0; the split depends on it and on the other arguments alone.
+      num_train: how many rows to train on; None for all that are not held out.
 
     Returns:
-      `(train, val)`: int32 rows, each in ascending order; together they are all rows, once.
+      `(train, val)`: int32 rows, each in ascending order; together they are all rows, once, unless there is a
+      `num_train`.
 
     Raises:
-      UserError: if `split_seed` is negative, or as by `val_size`.
+      UserError: if `split_seed` is negative, or as by `val_size` and `train_size`.
     """
     if split_seed < 0:
         raise UserError(f"data.split_seed is {split_seed}; it must be at least 0")
@@ -67,7 +84,6 @@ def split_rows(labels: np.ndarray, val_fraction: float, split_seed: int) -> tupl
     place = np.empty(len(labels))
     place[by_class] = height
     # `order` breaks ties, or among equal classes the first would always give the odd image
-    lowest = order[np.argsort(place[order], kind="stable")[:held_out]]
-    val = np.sort(lowest).astype(np.int32)
-    train = np.setdiff1d(np.arange(len(labels), dtype=np.int32), val, assume_unique=True)
-    return train, val
+    upwards = order[np.argsort(place[order], kind="stable")].astype(np.int32)
+    kept = train_size(len(labels) - held_out, num_train)
+    return np.sort(upwards[len(labels) - kept :]), np.sort(upwards[:held_out])

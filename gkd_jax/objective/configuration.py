@@ -12,18 +12,19 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from gkd_jax import config, schedules
+from gkd_jax import config, curves
 from gkd_jax.errors import UserError
 from gkd_jax.losses import term as terms
 from gkd_jax.losses.balance import balanced
 from gkd_jax.losses.term import Term
 from gkd_jax.objective.lines import Line
+from gkd_jax.schedules import Weight, complement, scaled
 
 _RESERVED = ("term", "weight", "every", "view", "balance", "schedule")
 VIEWS = ("weak", "strong")
 """Of the images: crop and flip; and a stronger augmentation of that."""
 _LEVELS = ("peak_value", "value", "init_value", "end_value")  # what a schedule's values lie between
-Steps = Callable[[schedules.Duration], int]
+Steps = Callable[[curves.Duration], int]
 
 
 def block(
@@ -138,16 +139,16 @@ def _resolve_schedule(where: str, block: Any) -> dict[str, Any]:
     given = _fields(where, block)
     name = given.pop("name", None)
     if not isinstance(name, str):
-        raise UserError(f"{where}.name must be one of {', '.join(sorted(schedules.PARAMETERS))}, not {name!r}")
+        raise UserError(f"{where}.name must be one of {', '.join(sorted(curves.PARAMETERS))}, not {name!r}")
     places = itertools.count(1)
 
-    def in_order(duration: schedules.Duration) -> int:
+    def in_order(duration: curves.Duration) -> int:
         config.steps_in(duration, 1, 1)  # says what is no duration
         return next(places)  # whether they follow one another depends on the run, see `build`
 
     try:
-        resolved = {"name": name, **schedules.resolve(name, given)}
-        schedules.create(name, given, 100, in_order)  # says what is out of range
+        resolved = {"name": name, **curves.resolve(name, given)}
+        curves.create(name, given, 100, in_order)  # says what is out of range
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     for level in _LEVELS:
@@ -229,7 +230,13 @@ def term_of(block: Mapping[str, Any], total_steps: int = 1, steps: Steps | None 
 def _option(option: str, block: Mapping[str, Any], total_steps: int, steps: Steps) -> optax.Schedule:
     """Returns the schedule of a term's option."""
     parameters = {k: v for k, v in block.items() if k != "name"}
-    schedule: optax.Schedule = schedules.create(block["name"], parameters, total_steps, steps).schedule
+    curve = curves.create(block["name"], parameters, total_steps, steps)
+    if jax.tree.leaves(curve.init):
+        raise UserError(f"{option} takes no schedule that is fitted while training, such as {block['name']!r}")
+
+    def schedule(count: Any) -> Array:
+        return curve.at((), count)
+
     if option == "temperature" and not np.all(np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))) > 0):
         raise UserError(f"{option} is not above 0 over the whole run, by the schedule {block['name']!r}")
     return schedule
@@ -250,14 +257,13 @@ def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[s
     lines = {}
     for label, block in blocks.items():
         curve = _curve(label, block, resolved, total_steps, steps)
-        if block["weight"] == 0 or _always_zero(curve.schedule, total_steps):
+        if block["weight"] == 0 or _always_zero(curve, total_steps):
             continue
-        scaled = _scaled(curve.schedule, block["weight"])
         try:
             term = term_of(block, total_steps, steps)
         except UserError as error:
             raise UserError(f"objective.terms.{label}: {error}") from error
-        lines[label] = Line(term, schedules.fixed(scaled), block["every"], block["view"], curve.bounds)
+        lines[label] = Line(term, scaled(curve, block["weight"]), block["every"], block["view"])
     if not lines:
         raise UserError("objective: every weight is 0, there is nothing to learn from")
     if min(line.every for line in lines.values()) > 1:
@@ -265,27 +271,18 @@ def build(resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> dict[s
     return lines
 
 
-def _curve(
-    label: str, block: Mapping[str, Any], resolved: Mapping[str, Any], total_steps: int, steps: Steps
-) -> schedules.Curve:
+def _curve(label: str, block: Mapping[str, Any], resolved: Mapping[str, Any], total_steps: int, steps: Steps) -> Weight:
     where = f"objective.terms.{label}.schedule" if label != "ce" else "objective.ce.schedule"
     schedule = block["schedule"]
     if resolved["mode"] == "convex":
         where, schedule = "objective.schedule", resolved["schedule"]
     parameters = {k: v for k, v in schedule.items() if k != "name"}
     try:
-        curve = schedules.create(schedule["name"], parameters, total_steps, steps)
+        curve = curves.create(schedule["name"], parameters, total_steps, steps)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if resolved["mode"] == "convex" and label == "ce":
-        distilling = curve.schedule
-        return schedules.Curve(lambda count: 1.0 - distilling(count))
-    return curve
+    return complement(curve) if resolved["mode"] == "convex" and label == "ce" else curve
 
 
-def _scaled(schedule: optax.Schedule, factor: float) -> optax.Schedule:
-    return lambda count: factor * schedule(count)
-
-
-def _always_zero(schedule: optax.Schedule, total_steps: int) -> bool:
-    return not np.any(np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))))
+def _always_zero(curve: Weight, total_steps: int) -> bool:
+    return not np.any(np.asarray(jax.vmap(lambda count: curve.at(curve.init, count))(jnp.arange(total_steps))))

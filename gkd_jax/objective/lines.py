@@ -37,14 +37,12 @@ class Line(NamedTuple):
       weight: what it is multiplied by, step by step.
       every: compute it at every so many steps only, with `every` times the weight.
       view: the view of the images that it sees.
-      bounds: of the stages of its schedule, as fractions of the run; None if it has none.
     """
 
     term: Term
     weight: Weight
     every: int = 1
     view: str = "weak"
-    bounds: tuple[float, float] | None = None
 
 
 Lines = Mapping[str, Line]

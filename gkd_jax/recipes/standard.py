@@ -42,5 +42,5 @@ def changes(resolved: Mapping[str, Any]) -> list[str]:
     given = identity.to_json(standard(teacher, student, resolved["data"]["source"], method).to_dict())
     recipe = {field: given[field] for field in ("epochs", "batch_size", "ema", "student", "optimizer")}
     recipe["objective"] = identity.to_json(objective.resolve(given["objective"]))
-    recipe["data"] = {**resolved["data"], **{field: given["data"][field] for field in ("pad", "flip")}}
+    recipe["data"] = {**resolved["data"], **{field: given["data"][field] for field in ("pad", "flip", "num_train")}}
     return identity.differences(resolved, {**resolved, **recipe})

@@ -217,8 +217,9 @@ class _Loop:
                 "weight": float(line.weight.at(weights[name], self.step - 1)),
                 **{reading: float(value) for reading, value in terms[name].items()},
             }
-            if line.bounds is not None:
-                lines[name]["stage"] = schedules.stage(done, line.bounds)
+            bounds = line.weight.bounds(weights[name])
+            if bounds is not None:
+                lines[name]["stage"] = schedules.stage(done, bounds)
         return {
             "loss": float(metrics.loss / metrics.steps),
             "terms": lines,

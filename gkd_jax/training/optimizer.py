@@ -5,8 +5,8 @@ from typing import Any
 
 import optax
 
+from gkd_jax.curves import Duration
 from gkd_jax.errors import UserError
-from gkd_jax.schedules import Duration
 
 
 def learning_rate(config: Mapping[str, Any], total_steps: int, steps: Callable[[Duration], int]) -> optax.Schedule:

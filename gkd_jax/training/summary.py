@@ -150,8 +150,13 @@ def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:
     t = np.linspace(0.0, 1.0, min(job.total_steps, 500) + 1)
     lines = job.lines()
     weights = {k: np.asarray(v) for k, v in objective.weights_along(lines, list(t), job.total_steps).items()}
+    fitted = [name for name, line in lines.items() if jax.tree.leaves(line.weight.init)]
+    for name in fitted:  # as it was, not as it began
+        steps, found = zip(*((record["step"], record["terms"][name]["weight"]) for record in records), strict=True)
+        weights[name] = np.interp(t * job.total_steps, steps, found)
     rate = job.learning_rate()
-    stages = {name: line.bounds for name, line in lines.items() if line.bounds is not None}
+    bounds = {name: line.weight.bounds(line.weight.init) for name, line in lines.items() if name not in fitted}
+    stages = {name: both for name, both in bounds.items() if both is not None}
     plots.plot_schedule(
         folder / "schedule.png",
         t,

@@ -102,6 +102,6 @@ def leak(dataset: Dataset, finished: Finished) -> str | None:
     if seen:
         return (
             f"the teacher was trained on {seen} of the {len(dataset.val_images)} validation images, accuracies on them "
-            "are too high; use the same data.val_fraction and data.split_seed for both"
+            "are too high; use the same data.val_fraction, data.split_seed and data.num_train for both"
         )
     return None

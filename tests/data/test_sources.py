@@ -143,4 +143,18 @@ def test_a_teacher_that_saw_validation_images_is_found_out():
     other = data.load("a", val_fraction=0.2, split_seed=1)
     seen = student.seen_by(record("a", val_fraction=0.2, split_seed=1))
     assert seen == len(set(student.val_rows) & set(other.train_rows)) > 0
+    few = data.load("a", num_train=10)
+    assert student.seen_by(record("a", num_train=10)) == len(set(student.val_rows) & set(few.train_rows)) > 0
+    assert data.load("a", val_fraction=0.2, num_train=10).seen_by(record("a")) == 12
     assert student.seen_by(record("b", val_fraction=0.2)) is None
+
+
+def test_few_images_to_train_on():
+    data.register("a")(lambda data_dir: noise())
+    few, whole = data.load("a", val_fraction=0.2, num_train=10), data.load("a", val_fraction=0.2)
+    assert (len(few.train_images), len(few.train_labels), len(few.val_images)) == (10, 10, len(whole.val_images))
+    np.testing.assert_array_equal(few.train_images, noise()["x_train"][few.train_rows])
+    np.testing.assert_array_equal(few.mean, whole.mean)
+    assert few.digest != whole.digest
+    assert data.load("a", val_fraction=0.2, num_train=len(whole.train_images)).digest == whole.digest
+    assert data.describe("a", val_fraction=0.2, num_train=10).num_train == 10

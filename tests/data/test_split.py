@@ -38,10 +38,30 @@ def test_a_smaller_split_lies_inside_a_larger():
     assert small < large
 
 
+def test_few_to_train_on():
+    """As many as asked for, none held out, the validation rows as ever, each class with its share."""
+    whole, val = split_rows(LABELS, 0.2, 5)
+    few, same = split_rows(LABELS, 0.2, 5, 130)
+    more, _ = split_rows(LABELS, 0.2, 5, 200)
+    np.testing.assert_array_equal(val, same)
+    assert (few.dtype, len(few)) == (np.int32, 130)
+    assert (np.diff(few) > 0).all()
+    assert set(few) < set(more) < set(whole)
+    assert (np.abs(np.bincount(LABELS[few], minlength=7) - np.bincount(LABELS, minlength=7) * 130 / 500) < 1).all()
+    np.testing.assert_array_equal(split_rows(LABELS, 0.2, 5, 400)[0], whole)
+
+
+@pytest.mark.parametrize("num", [0, -3, 401])
+def test_as_many_to_train_on_as_there_are(num):
+    with pytest.raises(UserError, match=rf"data.num_train is {num}; it must be 1 to 400, the training images not held"):
+        split_rows(LABELS, 0.2, 0, num)
+
+
 def test_pinned():
     """A split is part of a published number: it must not change between versions of NumPy or of this file."""
     assert shuffled(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
     assert split_rows(np.arange(20) % 2, 0.3, 0)[1].tolist() == [2, 3, 8, 11, 13, 18]
+    assert split_rows(np.arange(20) % 2, 0.3, 0, 4)[0].tolist() == [5, 9, 12, 16]
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan"), float("inf")])

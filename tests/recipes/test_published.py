@@ -101,6 +101,7 @@ def test_what_a_flag_changed_of_the_recipe_is_said():
     )
     assert "epochs: 240 -> 10" in _changed(epochs=10)
     assert "data.flip: True -> False" in _changed(**{"data.flip": False})
+    assert "data.num_train: None -> 500" in _changed(**{"data.num_train": 500})
 
 
 @pytest.mark.parametrize("field", ["seed", "seeds", "data.val_fraction", "teacher.epochs", "teacher.checkpoint"])

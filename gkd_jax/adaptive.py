@@ -1,0 +1,114 @@
+"""A Gompertz weight that is fitted to the student's own accuracy while it learns."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jaxtyping import Array
+
+from gkd_jax.schedules import Bounds, Weight, positive, progress, stage_bounds
+
+_RATES = (2.0, 40.0)  # what the fitted rate lies between
+# How far from the curve an accuracy usually lies, and how far from the given ones the fitted inflection and the
+# logarithm of the fitted rate: with few epochs the latter decide, with many the accuracies
+_NOISE, _INFLECTION, _RATE = 0.02, 0.15, 0.5
+
+
+def gompertz_adaptive(
+    peak_value: float, inflection: float, rate: float, min_inflection: float, transition_steps: int
+) -> Weight:
+    r"""Gompertz growth in step with the student's.
+
+    At the end of each epoch the curve :math:`A \exp(-\exp(-c (t - t^*)))` is fitted to the accuracies on the training
+    images so far, each at the middle of its epoch, and from there on the weight is
+
+    .. math::
+
+      w(t) = \max(w_0,\; P \exp(-\exp(-c (t - t^*))))
+
+    with the fitted :math:`t^*` and :math:`c`, where P is `peak_value` and :math:`w_0` the weight reached so far: it
+    follows the stage of the student's growth and never falls. The fit is by least squares within bounds,
+    :math:`\max_e a_e \le A \le 1`, `min_inflection` :math:`\le t^* \le 1`, :math:`2 \le c \le 40`, robust to single
+    epochs (soft L1) and drawn to the given inflection and rate, so that a few epochs do not move it far. The lower
+    bound of the inflection matters: an accuracy often grows the slower the longer from the first epoch on, which
+    without it would be saturation at once.
+
+    Args:
+      peak_value: P.
+      inflection: t* before the first epoch has ended.
+      rate: c before that, per unit of t.
+      min_inflection: the least t* that is fitted.
+      transition_steps: steps of the run.
+
+    Returns:
+      A weight with the parameters "inflection", "rate" and "reached" (the :math:`w_0` in units of P), float32 scalars.
+      Fits run on the host: `refit` is not for `jax.jit`.
+
+    Raises:
+      ValueError: if `rate` is not between 2 and 40, `min_inflection` not above 0 and below 1, `inflection` not between
+        `min_inflection` and 1, or `transition_steps` not above 0.
+
+    References:
+      This project's; the abstract of Yang & Qin, arXiv 2510.21649, 2025, asks for weights that reflect how the student
+      learns.
+    """
+    positive(transition_steps=transition_steps)
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise ValueError(f"rate must be between {_RATES[0]:g} and {_RATES[1]:g}, not {rate}")
+    if not 0 < min_inflection < 1:
+        raise ValueError(f"min_inflection must be above 0 and below 1, not {min_inflection}")
+    if not min_inflection <= inflection <= 1:
+        raise ValueError(f"inflection must be between min_inflection, {min_inflection}, and 1, not {inflection}")
+
+    def grown(params: Mapping[str, Any], t: Any) -> Array:
+        curve = jnp.exp(-jnp.exp(-params["rate"] * (t - params["inflection"])))
+        return jnp.maximum(params["reached"], curve)
+
+    def at(params: Mapping[str, Any], step: Any) -> Array:
+        return peak_value * grown(params, progress(step, transition_steps))
+
+    def refit(params: Mapping[str, Any], history: Any) -> Mapping[str, Array]:
+        accuracies = np.asarray(history, np.float64)
+        epochs = len(accuracies)
+        accuracies = accuracies[: np.isnan(accuracies).argmax() if np.isnan(accuracies).any() else epochs]
+        if not len(accuracies):
+            return params
+        found = fit(accuracies, epochs, inflection, rate, min_inflection)
+        reached = grown(params, jnp.float32(len(accuracies)) / epochs)
+        return {"inflection": jnp.float32(found[0]), "rate": jnp.float32(found[1]), "reached": reached}
+
+    def bounds(params: Mapping[str, Any]) -> Bounds:
+        return stage_bounds("gompertz", float(params["inflection"]), float(params["rate"]))
+
+    start = {"inflection": inflection, "rate": rate, "reached": 0.0}
+    return Weight({name: jnp.float32(value) for name, value in start.items()}, at, refit, bounds)
+
+
+def fit(
+    accuracies: np.ndarray, epochs: int, inflection: float, rate: float, min_inflection: float
+) -> tuple[float, float]:
+    """Returns inflection and rate of the Gompertz curve through the accuracies of the first epochs of a run.
+
+    Args:
+      accuracies: float [n], n above 0, from the first epoch on.
+      epochs: of the whole run.
+      inflection: that the fit is drawn to.
+      rate: likewise.
+      min_inflection: the least that is fitted.
+    """
+    t = (np.arange(len(accuracies)) + 0.5) / epochs
+    highest = min(float(accuracies.max()), 1 - 1e-6)
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        peak, place, log_rate = p
+        curve = peak * np.exp(-np.exp(-math.exp(log_rate) * (t - place)))
+        drawn = (place - inflection) / _INFLECTION, (log_rate - math.log(rate)) / _RATE
+        return np.concatenate([(curve - accuracies) / _NOISE, drawn])
+
+    low, high = zip((highest, 1.0), (min_inflection, 1.0), tuple(map(math.log, _RATES)), strict=True)
+    start = np.clip([1.1 * highest, inflection, math.log(rate)], low, high)
+    _, place, log_rate = scipy.optimize.least_squares(residuals, start, bounds=(low, high), loss="soft_l1").x
+    return float(place), math.exp(log_rate)
