@@ -12,9 +12,10 @@ from jaxtyping import Array
 from gkd_jax.schedules import Bounds, Weight, positive, progress, stage_bounds
 
 _RATES = (2.0, 40.0)  # what the fitted rate lies between
-# How far from the curve an accuracy usually lies, and how far from the given ones the fitted inflection and the
-# logarithm of the fitted rate: with few epochs the latter decide, with many the accuracies
-_NOISE, _INFLECTION, _RATE = 0.02, 0.15, 0.5
+# How far from the curve an accuracy usually lies, and how far from what is expected the fitted inflection, the
+# logarithm of the fitted rate and the accuracy in the end: with few epochs the latter decide, with many the accuracies
+_NOISE, _INFLECTION, _RATE, _PEAK = 0.02, 0.15, 0.5, 0.2
+_EXPECTED_PEAK = 0.9
 
 
 def gompertz_adaptive(
@@ -32,7 +33,8 @@ def gompertz_adaptive(
     with the fitted :math:`t^*` and :math:`c`, where P is `peak_value` and :math:`w_0` the weight reached so far: it
     follows the stage of the student's growth and never falls. The fit is by least squares within bounds,
     :math:`\max_e a_e \le A \le 1`, `min_inflection` :math:`\le t^* \le 1`, :math:`2 \le c \le 40`, robust to single
-    epochs (soft L1) and drawn to the given inflection and rate, so that a few epochs do not move it far. The lower
+    epochs (soft L1), and drawn to the given inflection and rate, so that a few epochs do not move it far, and to
+    A = 0.9, since the slow start of a curve to a high accuracy looks like the whole of one to a low accuracy. The lower
     bound of the inflection matters: an accuracy often grows the slower the longer from the first epoch on, which
     without it would be saturation at once.
 
@@ -102,13 +104,16 @@ def fit(
     t = (np.arange(len(accuracies)) + 0.5) / epochs
     highest = min(float(accuracies.max()), 1 - 1e-6)
 
+    def soft(x: np.ndarray) -> np.ndarray:  # whose squares are the soft L1 loss of x
+        return np.sign(x) * np.sqrt(2 * (np.sqrt(1 + x**2) - 1))
+
     def residuals(p: np.ndarray) -> np.ndarray:
         peak, place, log_rate = p
         curve = peak * np.exp(-np.exp(-math.exp(log_rate) * (t - place)))
         drawn = (place - inflection) / _INFLECTION, (log_rate - math.log(rate)) / _RATE
-        return np.concatenate([(curve - accuracies) / _NOISE, drawn])
+        return np.array([*soft((curve - accuracies) / _NOISE), *drawn, (peak - _EXPECTED_PEAK) / _PEAK])
 
     low, high = zip((highest, 1.0), (min_inflection, 1.0), tuple(map(math.log, _RATES)), strict=True)
     start = np.clip([1.1 * highest, inflection, math.log(rate)], low, high)
-    _, place, log_rate = scipy.optimize.least_squares(residuals, start, bounds=(low, high), loss="soft_l1").x
+    _, place, log_rate = scipy.optimize.least_squares(residuals, start, bounds=(low, high)).x
     return float(place), math.exp(log_rate)

@@ -1,6 +1,7 @@
 """The lines of an objective, from its configuration: every field checked, filled in, and built."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -233,10 +234,7 @@ def _option(option: str, block: Mapping[str, Any], total_steps: int, steps: Step
     curve = curves.create(block["name"], parameters, total_steps, steps)
     if jax.tree.leaves(curve.init):
         raise UserError(f"{option} takes no schedule that is fitted while training, such as {block['name']!r}")
-
-    def schedule(count: Any) -> Array:
-        return curve.at((), count)
-
+    schedule = functools.partial(curve.at, ())
     if option == "temperature" and not np.all(np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))) > 0):
         raise UserError(f"{option} is not above 0 over the whole run, by the schedule {block['name']!r}")
     return schedule
