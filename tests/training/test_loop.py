@@ -56,13 +56,17 @@ def claimed(make_job):
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
-    terms = {"kd": {"weight": 1.0, "every": 2}, "wasserstein": {"weight": 1.0}}
+    adaptive = config.schedule("gompertz_adaptive")
+    terms = {"kd": {"weight": 1.0, "every": 2}, "wasserstein": {"weight": 1.0, "schedule": adaptive}}
     straight = claimed("straight", {k: dict(v) for k, v in terms.items()}, epochs=3, ema=0.9)
     expected = train(straight)
 
     stopped = claimed("stopped", {k: dict(v) for k, v in terms.items()}, epochs=3, ema=0.9)
     per_epoch = stopped.steps_per_epoch
     assert per_epoch == 4
+    fitted = expected.state.weights["wasserstein"]
+    assert float(fitted["reached"]) > 0
+    assert float(fitted["inflection"]) != np.float32(0.3)
     # In the middle of the first epoch; then, where the epoch is over and its record must not be lost, at its end; then
     # in the second
     for polls, step in ((2, 3), (0, 4), (1, 6)):
