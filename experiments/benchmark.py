@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import platform
 import shlex
@@ -27,6 +26,7 @@ from typing import Any
 from experiments.bench import report
 from experiments.bench.compare import Worker, alternate
 from experiments.bench.protocol import OBJECTIVES
+from gkd_jax.processor import processor
 from gkd_jax.reporting.files import write_json
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "benchmarks.md"
@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "setup": setup,
-        "device": f"{ours.ready['device']} x {ours.ready['devices']}, {_processor()}",
+        "device": f"{ours.ready['device']} x {ours.ready['devices']}, {processor()}",
         "versions": _versions(),
         "date": datetime.date.today().isoformat(),
         "command": command,
@@ -140,13 +140,6 @@ def _rates(dtype: str) -> dict[str, Any]:
     )
     measured: dict[str, Any] = json.loads(found.stdout)
     return measured
-
-
-def _processor() -> str:
-    cores = f"{os.cpu_count()} cores"
-    file = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in file.read_text().splitlines() if line.startswith("model name")] if file.exists() else []
-    return f"{cores} of {names[0].split(':')[1].strip()}" if names else f"{cores}, {platform.machine()}"
 
 
 def _versions() -> dict[str, str]:

@@ -260,10 +260,16 @@ def test_the_summary(done, summary):
         ("student_raw", "speck", 40),
     ):
         found = summary[part]
-        assert {"model", "test_accuracy", "val_accuracy", "params", "params_sha256", "steps", "seconds"} <= set(found)
+        assert set(found) == {
+            *("model", "test_accuracy", "val_accuracy", "test_top5", "test_ece", "test_nll", "params", "params_sha256"),
+            *("steps", "seconds", "workdir", *(["teacher_agreement"] if part in ("student", "student_raw") else [])),
+        }
         assert (found["model"], found["steps"]) == (model, steps)
         assert 0.2 < found["test_accuracy"] <= 1  # it has learnt something
-        assert (found["test_accuracy"] * 359) % 1 == pytest.approx(0, abs=1e-6)
+        for name in ("test_accuracy", "test_top5", *({"teacher_agreement"} & set(found))):
+            assert (found[name] * 359 + 0.5) % 1 == pytest.approx(0.5, abs=1e-6)
+        assert 0 < found["test_ece"] < 1
+        assert 0 < found["test_nll"] < 2 * np.log(10)
         assert (found["val_accuracy"] * 144) % 1 == pytest.approx(0, abs=1e-6)
         assert re.fullmatch("[0-9a-f]{64}", found["params_sha256"])
     parts = {summary[part]["params_sha256"] for part in ("teacher", "student", "student_alone", "student_raw")}

@@ -197,5 +197,6 @@ def test_the_first_of_several_students_is_a_teacher(file, done, tmp_path):
     told = f"gkd_jax: teacher.checkpoint: {done[0]} holds networks of the seeds 0, 1, 2; the teacher is that of 0\n"
     assert found.err.count(told) == found.err.count("teacher.checkpoint") == 1
     teacher, first = summary(tmp_path / "run")["teacher"], summary(done[0])["student"]["seeds"]["0"]
+    assert 0 < first.pop("teacher_agreement") <= 1  # with the one it had itself
     assert {name: teacher[name] for name in first} == first
     assert "seeds" not in teacher

@@ -10,15 +10,24 @@ import numpy as np
 
 from gkd_jax.errors import UserError
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+SPLITS = ("train", "test")
 
 
-def required(where: str, given: Sequence[str]) -> None:
-    """Raises `UserError` unless all four arrays are among the names `given`."""
-    missing = [name for name in ARRAYS if name not in given]
+def arrays_of(splits: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the images and labels of these splits."""
+    return tuple(f"{kind}_{split}" for split in splits for kind in "xy")
+
+
+ARRAYS = arrays_of(SPLITS)
+
+
+def required(where: str, given: Sequence[str], splits: Sequence[str] = SPLITS) -> None:
+    """Raises `UserError` unless the arrays of all `splits` are among the names `given`."""
+    needed = arrays_of(splits)
+    missing = [name for name in needed if name not in given]
     if missing:
         held = ", ".join(sorted(given)) or "nothing"
-        raise UserError(f"{where}: no array {', '.join(missing)}; found {held}; needed are {', '.join(ARRAYS)}")
+        raise UserError(f"{where}: no array {', '.join(missing)}; found {held}; needed are {', '.join(needed)}")
 
 
 def image_shape(where: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
@@ -116,7 +125,7 @@ class Arrays(NamedTuple):
     """A source's arrays after all checks.
 
     Attributes:
-      x_train, x_test: uint8 [n, h, w, c], contiguous.
+      x_train, x_test: uint8 [n, h, w, c], contiguous; n is 0 of a test split that was left out.
       y_train, y_test: int32 [n].
       class_names: one for each class; "0", "1", ... where the source has none.
     """
@@ -128,21 +137,22 @@ class Arrays(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def check(where: str, raw: Mapping[str, Any], num_classes: int | None) -> Arrays:
+def check(where: str, raw: Mapping[str, Any], num_classes: int | None, splits: Sequence[str] = SPLITS) -> Arrays:
     """Returns the arrays of `raw` after every check of this file.
 
     Args:
       where: the file or source, for messages.
       raw: `x_train`, `y_train`, `x_test`, `y_test` and, where there are any, `class_names`.
       num_classes: what the user says; None to count.
+      splits: that are wanted, "train" among them; nothing of another one is looked at.
 
     Raises:
       UserError: that names what is wrong.
     """
-    required(where, list(raw))
-    given = {name: np.asarray(raw[name]) for name in ARRAYS}
+    required(where, list(raw), splits)
+    given = {name: np.asarray(raw[name]) for name in arrays_of(splits)}
     shapes = {}
-    for split in ("train", "test"):
+    for split in splits:
         images = given[f"x_{split}"]
         if np.issubdtype(images.dtype, np.floating) and np.isnan(images).any():
             raise UserError(
@@ -150,11 +160,13 @@ def check(where: str, raw: Mapping[str, Any], num_classes: int | None) -> Arrays
             )
         shapes[split] = image_shape(where, f"x_{split}", images.shape, images.dtype)
         labels(where, f"y_{split}", given[f"y_{split}"], len(images))
-    same_shape(where, shapes["train"], shapes["test"])
+    same_shape(where, shapes["train"], shapes.get("test", shapes["train"]))
     names = names_of(where, raw.get("class_names"))
     count, origin = count_classes(where, given["y_train"], names, num_classes)
-    for split in ("train", "test"):
+    for split in splits:
         label_range(where, f"y_{split}", given[f"y_{split}"], count, origin)
+    none: dict[str, np.ndarray] = {"x_test": np.zeros((0, *shapes["train"]), np.uint8), "y_test": np.zeros(0, np.int32)}
+    given = {**none, **given}
     x_train, x_test = (
         np.ascontiguousarray(given[name].reshape(-1, *shapes["train"])) for name in ("x_train", "x_test")
     )

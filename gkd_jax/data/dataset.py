@@ -19,7 +19,7 @@ class Dataset:
 
     Attributes:
       name: the source.
-      train_images, val_images, test_images: uint8 [n, h, w, c]; the validation split may have n = 0.
+      train_images, val_images, test_images: uint8 [n, h, w, c]; of validation and test split n may be 0.
       train_labels, val_labels, test_labels: int32 [n].
       class_names: one for each class.
       mean, std: float32 [c], of pixels scaled to [0, 1]; of *all* training images of the source, the validation split
@@ -29,7 +29,9 @@ class Dataset:
       val_fraction, split_seed, num_train: what the split was made with.
       train_rows, val_rows: int32, where the examples stood among the source's training images.
       labels: int32, of all the source's training images.
-      source_digest: SHA-256 of the source's images and labels.
+      train_digest: SHA-256 of the source's training images and labels, of which some may be held out.
+      source_digest: SHA-256 of the source's images and labels; where the test split was not read, of none in its place,
+        which is that of no source.
       digest: SHA-256 of the three splits; neither `pad`, `flip`, `mean` nor `std` is in it.
     """
 
@@ -51,6 +53,7 @@ class Dataset:
     train_rows: np.ndarray
     val_rows: np.ndarray
     labels: np.ndarray
+    train_digest: str
     source_digest: str
     digest: str
 
@@ -74,6 +77,7 @@ class Dataset:
         """Returns what to keep beside a checkpoint, as JSON can hold it: which images the network was trained on."""
         return {
             "source": self.name,
+            "train_digest": self.train_digest,
             "source_digest": self.source_digest,
             "digest": self.digest,
             "val_fraction": self.val_fraction,
@@ -90,7 +94,9 @@ class Dataset:
         Returns:
           None if it cannot be said, since the network's images came from another source.
         """
-        if record["source_digest"] != self.source_digest:
+        # By the training images, since one of the two may not have read the test split; older records lack their digest
+        known = "train_digest" if "train_digest" in record else "source_digest"
+        if record[known] != getattr(self, known):
             return None
         if record["digest"] == self.digest:
             return 0
@@ -127,7 +133,7 @@ def build(
     check_pad(pad, arrays.x_train.shape[1:3])
     train, val = split_rows(arrays.y_train, val_fraction, split_seed, num_train)
     mean, std = statistics or channel_statistics(arrays.x_train)
-    source_digest = _digest(*arrays[:4])
+    train_digest, source_digest = _digests(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
     few = train.tobytes() if len(train) + len(val) < len(arrays.y_train) else b""
     return Dataset(
         name=name,
@@ -149,6 +155,7 @@ def build(
         train_rows=train,
         val_rows=val,
         labels=arrays.y_train,
+        train_digest=train_digest,
         source_digest=source_digest,
         # The rows and what they are rows of say as much as the images themselves, which need no second pass
         digest=hashlib.sha256(source_digest.encode() + val.tobytes() + few).hexdigest(),
@@ -182,9 +189,13 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(means), np.maximum(stds, 1 / 255)
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def _digests(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[str, str]:
+    """Returns the SHA-256 of the first two arrays, and of all four, in one pass."""
     digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    found = []
+    for pair in ((x_train, y_train), (x_test, y_test)):
+        for array in pair:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        found.append(digest.hexdigest())
+    return found[0], found[1]

@@ -5,7 +5,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,15 +58,19 @@ def _class_names(archive: zipfile.ZipFile, where: str) -> np.ndarray | None:
     return _array(archive, where, "class_names") if "class_names.npy" in archive.namelist() else None
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], splits: Sequence[str] = checks.SPLITS) -> dict[str, Any]:
     """Returns the arrays of the file.
+
+    Args:
+      path: of the file.
+      splits: of which the arrays are read; all must be there.
 
     Raises:
       UserError: if it is absent, damaged, lacks an array or holds pickled objects.
     """
     where = os.fspath(path)
     with _opened(where) as archive:
-        raw: dict[str, Any] = {name: _array(archive, where, name) for name in checks.ARRAYS}
+        raw: dict[str, Any] = {name: _array(archive, where, name) for name in checks.arrays_of(splits)}
         raw["class_names"] = _class_names(archive, where)
     return raw
 
@@ -79,8 +83,8 @@ def shapes(path: str | os.PathLike[str], num_classes: int | None) -> tuple[tuple
     """
     where = os.fspath(path)
     with _opened(where) as archive:
-        headers = {split: _header(archive, where, f"x_{split}") for split in ("train", "test")}
-        targets = {split: _array(archive, where, f"y_{split}") for split in ("train", "test")}
+        headers = {split: _header(archive, where, f"x_{split}") for split in checks.SPLITS}
+        targets = {split: _array(archive, where, f"y_{split}") for split in checks.SPLITS}
         names = checks.names_of(where, _class_names(archive, where))
     found = {split: checks.image_shape(where, f"x_{split}", *header) for split, header in headers.items()}
     checks.same_shape(where, found["train"], found["test"])

@@ -12,12 +12,18 @@ Read = Callable[[str | None], Mapping[str, Any]]  # data_dir -> the arrays, by t
 Shapes = tuple[tuple[int, int, int], int, int, int]  # (h, w, c), classes, training images, test images
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
 
+_TRAIN = ("train",)
+
 
 class _Source(NamedTuple):
-    """`shapes(data_dir, num_classes)` answers without reading images; None where that cannot be."""
+    """`shapes(data_dir, num_classes)` answers without reading images; None where that cannot be.
+
+    `read_train` reads the training split alone; None where all is read at once.
+    """
 
     where: str
     read: Read
+    read_train: Read | None = None
     shapes: Callable[[str | None, int | None], Shapes | None] = lambda data_dir, num_classes: None
     flip: bool = False
     statistics: Statistics | None = None
@@ -110,6 +116,7 @@ def load(
     flip: bool | None = None,
     num_classes: int | None = None,
     data_dir: str | None = None,
+    test: bool = True,
 ) -> dataset.Dataset:
     """Reads, checks and splits a data set.
 
@@ -127,13 +134,17 @@ def load(
       num_classes: how many classes there are; by default as the source says, and where it does not, as many as there
         are distinct training labels.
       data_dir: of TFDS, or for a registered function; the former's own folder by default.
+      test: whether to read the test split, which must not be known where choices are made. Without it the data set has
+        no test image, and a digest of its own. Files are then read no further than to the training split, and of what a
+        registered function returns nothing else is looked at.
 
     Raises:
       UserError: for an unknown source, a file that is absent, damaged or of other contents, or a split or `pad` that
         does not fit the data.
     """
     found = _find(source)
-    arrays = checks.check(found.where, _raw(found, data_dir), num_classes)
+    splits = checks.SPLITS if test else _TRAIN
+    arrays = checks.check(found.where, _raw(found, data_dir, test), num_classes, splits)
     return dataset.build(
         source,
         arrays,
@@ -194,8 +205,9 @@ def _default_pad(size: tuple[int, ...]) -> int:
     return min(size) // 8
 
 
-def _raw(found: _Source, data_dir: str | None) -> Mapping[str, Any]:
-    raw = found.read(data_dir)
+def _raw(found: _Source, data_dir: str | None, test: bool = True) -> Mapping[str, Any]:
+    read = found.read if test or found.read_train is None else found.read_train
+    raw = read(data_dir)
     if not isinstance(raw, Mapping):
         needed = ", ".join(checks.ARRAYS)
         raise UserError(f"{found.where} returned {type(raw).__name__}; it must return a mapping with {needed}")
@@ -207,12 +219,21 @@ def _find(source: str) -> _Source:
         return _REGISTERED[source]
     kind, _, rest = source.partition(":")
     if kind == "npz" and rest:
-        return _Source(rest, lambda data_dir: npz.read(rest), lambda data_dir, count: npz.shapes(rest, count))
+        return _Source(
+            rest,
+            lambda data_dir: npz.read(rest),
+            lambda data_dir: npz.read(rest, _TRAIN),
+            lambda data_dir, count: npz.shapes(rest, count),
+        )
     if kind == "tfds" and rest in _CIFAR:
         return _REGISTERED[rest]
     if kind == "tfds" and rest:
-        return _Source(source, functools.partial(tfds.read, rest), functools.partial(_tfds_shapes, rest))
+        return _Source(source, *_tfds_reads(rest), functools.partial(_tfds_shapes, rest))
     raise unknown("data source", source, [*_REGISTERED, "npz:PATH", "tfds:NAME"])
+
+
+def _tfds_reads(name: str) -> tuple[Read, Read]:
+    return functools.partial(tfds.read, name), functools.partial(tfds.read, name, splits=_TRAIN)
 
 
 def _tfds_shapes(name: str, data_dir: str | None, num_classes: int | None) -> Shapes:
@@ -229,8 +250,6 @@ def _cifar_shapes(name: str, data_dir: str | None, num_classes: int | None) -> S
 
 
 _DIGITS: Shapes = (digits.IMAGE_SHAPE, digits.CLASSES, digits.TOTAL - digits.TEST, digits.TEST)
-_REGISTERED["digits"] = _Source("digits", lambda data_dir: digits.arrays(), lambda data_dir, count: _DIGITS)
+_REGISTERED["digits"] = _Source("digits", lambda data_dir: digits.arrays(), shapes=lambda data_dir, count: _DIGITS)
 for _name, (_, _statistics) in _CIFAR.items():
-    _REGISTERED[_name] = _Source(
-        _name, functools.partial(tfds.read, _name), functools.partial(_cifar_shapes, _name), True, _statistics
-    )
+    _REGISTERED[_name] = _Source(_name, *_tfds_reads(_name), functools.partial(_cifar_shapes, _name), True, _statistics)

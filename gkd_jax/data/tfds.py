@@ -5,10 +5,12 @@ one, so a set is prepared once, anywhere, and read everywhere.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gkd_jax.data.checks import SPLITS
 from gkd_jax.errors import UserError, nearest
 
 
@@ -82,8 +84,8 @@ def _decoded(source: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def read(name: str, data_dir: str | None) -> dict[str, Any]:
-    """Returns all images and labels of the splits "train" and "test", prepared first if need be.
+def read(name: str, data_dir: str | None, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
+    """Returns all images and labels of these splits, prepared first if need be; another one is not opened.
 
     Takes about 0.15 ms for an image of CIFAR.
 
@@ -93,11 +95,11 @@ def read(name: str, data_dir: str | None) -> dict[str, Any]:
     """
     made = builder(name, data_dir)
     try:
-        sources = {split: _source(made, name, data_dir, split) for split in ("train", "test")}
+        sources = {split: _source(made, name, data_dir, split) for split in splits}
     # What TFDS raises where a set is not there. Asked this way round, because `is_prepared` is False of mocked data
     except (KeyError, AssertionError, FileNotFoundError):
         _prepare(made, name, data_dir)
-        sources = {split: _source(made, name, data_dir, split) for split in ("train", "test")}
+        sources = {split: _source(made, name, data_dir, split) for split in splits}
     raw: dict[str, Any] = {"class_names": made.info.features["label"].names}
     for split, source in sources.items():
         raw[f"x_{split}"], raw[f"y_{split}"] = _decoded(source, f"the split {split!r} of the TFDS set {name!r}")

@@ -1,11 +1,14 @@
 """What PyTorch code calls the layers of our networks: one small table for each family.
 
 RepDistiller and mdistiller use the same names throughout. Their ResNet18, ResNet34 and ResNet50 say `shortcut` and
-`linear` where torchvision, and their own narrow residual networks, say `downsample` and `fc`; either is understood.
+`linear` where torchvision, and their own narrow residual networks, say `downsample` and `fc`; either is understood. The
+networks with ImageNet's stem are torchvision's resnet18, resnet50 and mobilenet_v2.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from gkd_jax.models.mobilenet import GROUPS
 
 # Path of our module -> PyTorch's names for it, the alternatives apart by "|". {n} and {stage} are the same number on
 # both sides; {block} and {group} count from 1 with us and from 0 there. The first row that fits counts.
@@ -60,6 +63,23 @@ _MOBILENET: Table = {
     "classifier": "classifier.0",
 }
 
+
+def _torchvision_mobilenet() -> Iterator[tuple[str, str]]:
+    """Yields the rows of torchvision's mobilenet_v2, which counts its blocks through all groups."""
+    yield from _conv_norm("stem", "features.0.0", "features.0.1").items()
+    blocks = [(f"group{i}_block{n + 1}", group) for i, group in enumerate(GROUPS, 1) for n in range(group.blocks)]
+    for place, (ours, group) in enumerate(blocks, 1):
+        theirs, at = f"features.{place}.conv", 0
+        if group.expansion > 1:
+            yield from _conv_norm(f"{ours}/expand", f"{theirs}.0.0", f"{theirs}.0.1").items()
+            at = 1
+        yield from _conv_norm(f"{ours}/depthwise", f"{theirs}.{at}.0", f"{theirs}.{at}.1").items()
+        yield from _conv_norm(f"{ours}/project", f"{theirs}.{at + 1}", f"{theirs}.{at + 2}").items()
+    head = f"features.{len(blocks) + 1}"
+    yield from _conv_norm("head", f"{head}.0", f"{head}.1").items()
+    yield "classifier", "classifier.1"
+
+
 _SHUFFLENET_1: Table = {
     **_conv_norm("stem", "conv1", "bn1"),
     **_conv_norm("stage{stage}_block{block}/compress", "layer{stage}.{block}.conv1", "layer{stage}.{block}.bn1"),
@@ -83,10 +103,11 @@ _SHUFFLENET_2: Table = {
 }
 
 _FAMILIES: dict[str, Table] = {
-    r"resnet\d+(x4|_eighth)?": _RESNET,
+    r"resnet\d+(x4|_eighth|_imagenet_stem)?": _RESNET,
     r"wrn_\d+_\d+": _WIDE_RESNET,
     r"vgg\d+": _VGG,
     r"mobilenetv2(_half)?": _MOBILENET,
+    r"mobilenetv2_imagenet_stem": dict(_torchvision_mobilenet()),
     r"shufflenetv1": _SHUFFLENET_1,
     r"shufflenetv2": _SHUFFLENET_2,
 }

@@ -6,8 +6,9 @@ writes them down as a finished run, see `gkd_jax.training.imported`. In Python:
 
     variables = convert("resnet32x4", read("ckpt_epoch_240.pth"))
 
-Known are the networks of RepDistiller and mdistiller, and torchvision's names for resnet18, resnet34 and resnet50 where
-those have the 3x3 stem, and no max-pooling, of networks for small images.
+Known are the networks of RepDistiller and mdistiller, torchvision's names for resnet18, resnet34 and resnet50 where
+those have the 3x3 stem, and no max-pooling, of networks for small images, and torchvision's own resnet18, resnet50 and
+mobilenet_v2 as the networks NAME_imagenet_stem.
 """
 
 import contextlib

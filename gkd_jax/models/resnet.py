@@ -12,6 +12,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from gkd_jax.models.layers import Compute, ConvNorm, Taps, classify
+from gkd_jax.models.pooling import max_pool
 from gkd_jax.models.registry import register
 from gkd_jax.outputs import Outputs
 
@@ -72,9 +73,11 @@ def shortcut(
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem of stride 1 and stages of residual blocks, each stage but the first halving the side.
+    """A stem and stages of residual blocks, each stage but the first halving the side.
 
-    Features are the stem's and each stage's output after the ReLU; the last one is also the map that is pooled.
+    The stem is a 3x3 convolution of stride 1, or ImageNet's: 7x7 of stride 2, and max-pooling of 3x3 positions at
+    stride 2 behind its ReLU. Features are the stem's output, before any pooling, and each stage's, after the ReLU; the
+    last one is also the map whose mean is taken.
     Convolutions start normal with variance 2 / fan-out, the classifier as PyTorch's linear layer.
 
     Attributes:
@@ -83,6 +86,7 @@ class ResNet(nn.Module):
       widths: of the blocks of each stage.
       blocks: number of blocks of each stage.
       bottleneck: whether blocks are `Bottleneck`, else `BasicBlock`.
+      imagenet: whether the stem is ImageNet's.
       compute: element type and form.
     """
 
@@ -92,6 +96,7 @@ class ResNet(nn.Module):
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     bottleneck: bool = False
+    imagenet: bool = False
     compute: Compute = Compute()
 
     def preact_norms(self) -> tuple[str, ...]:
@@ -104,8 +109,11 @@ class ResNet(nn.Module):
         """Returns the outputs for normalised images of any number of channels."""
         taps = Taps(probes)
         block = Bottleneck if self.bottleneck else BasicBlock
-        preact = ConvNorm(self.stem, compute=self.compute, name="stem")(images, train=train)
+        size, stride = (7, 2) if self.imagenet else (3, 1)
+        preact = ConvNorm(self.stem, size, stride, compute=self.compute, name="stem")(images, train=train)
         x = taps(nn.relu(preact), preact)
+        if self.imagenet:
+            x = max_pool(x, 3, stride=2, padding=1, form=self.compute.conv)
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True), 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1

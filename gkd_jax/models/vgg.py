@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gkd_jax.errors import UserError
 from gkd_jax.models.layers import Compute, ConvNorm, Taps, classify
-from gkd_jax.models.pooling import max_pool_2x2
+from gkd_jax.models.pooling import max_pool
 from gkd_jax.models.registry import register
 from gkd_jax.outputs import Outputs
 
@@ -68,7 +68,7 @@ class VGG(nn.Module):
                 x = nn.relu(preact)
             x = taps(x, preact)
             if stage in pooled:
-                x = max_pool_2x2(x, form=self.compute.conv)
+                x = max_pool(x, form=self.compute.conv)
         return classify(x, taps, self.num_classes, nn.initializers.normal(0.01), nn.initializers.zeros)
 
 

@@ -2,10 +2,11 @@
 
 from gkd_jax.recipes import feature, gradient, logit, multi_level, ours, relation
 from gkd_jax.recipes.registry import apply, gompertz, names, register, source
-from gkd_jax.recipes.standard import changes, standard
+from gkd_jax.recipes.standard import bare, changes, standard
 
 __all__ = [
     "apply",
+    "bare",
     "changes",
     "feature",
     "gompertz",

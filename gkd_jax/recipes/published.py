@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gkd_jax.config import NO_TEACHER
-from gkd_jax.recipes.standard import changes
+from gkd_jax.recipes.standard import bare, changes
 from gkd_jax.reporting.table import aligned
 
 DATASET = "cifar100"
@@ -52,6 +52,14 @@ def pairs() -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((row.teacher, row.student) for row in table() if row.method == "teacher"))
 
 
+def pair(resolved: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the pair of a run; one trained alone counts to the first standard pair with its student."""
+    teacher, student = resolved["teacher"]["model"], resolved["student"]["model"]
+    if teacher == NO_TEACHER:  # which is the same beside any teacher
+        teacher = next((known for known, of in pairs() if of == student), teacher)
+    return teacher, student
+
+
 def find(method: str, teacher: str, student: str) -> Published | None:
     """Returns what was published of a method on a pair; None if nothing is known."""
     return next((row for row in table() if row[:3] == (method, teacher, student)), None)
@@ -65,14 +73,12 @@ def compare(summary: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
       resolved: its configuration, whose `recipe` says which method it is.
     """
     recipe, dataset = resolved["recipe"], resolved["data"]["source"]
-    teacher, student = resolved["teacher"]["model"], resolved["student"]["model"]
+    teacher, student = pair(resolved)
     if dataset != DATASET:
         return f"Nothing published is known of {dataset}: the standard pairs are compared on {DATASET}."
-    if teacher == NO_TEACHER:  # trained alone, which is the same beside any teacher
-        teacher = next((pair[0] for pair in pairs() if pair[1] == student), teacher)
     if (teacher, student) not in pairs():
         return f"Nothing published is known of {teacher} to {student}, which is none of the standard pairs."
-    method = recipe.partition("+")[0] if recipe else None
+    method = bare(recipe) if recipe else None
     rows = [("CIFAR-100 test accuracy (%)", "published where", "ours", "published", "difference")]
     for name, part, said in (
         ("teacher", "teacher", f"teacher ({teacher})"),
@@ -82,8 +88,8 @@ def compare(summary: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
         if summary.get(part):
             rows.append((said, *_beside(summary[part], find(name, teacher, student) if name else None)))
     notes = [f"Ours is of the last epoch of {resolved['epochs']}, never chosen by test accuracy."]
-    if recipe and "+" in recipe:
-        notes.append(f"What is published of {method} has its authors' schedule, not this one.")
+    if recipe and recipe != method:
+        notes.append(f"What is published of {method} has its authors' settings, not these.")
     changed = changes(resolved)
     if changed:
         notes.append(f"This run is not the recipe {recipe!r}, which it changes: {'; '.join(changed)}.")

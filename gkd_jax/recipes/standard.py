@@ -6,6 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gkd_jax import config, identity, objective
+from gkd_jax.errors import UserError
+from gkd_jax.recipes import tuned
 from gkd_jax.recipes.registry import apply, names
 
 
@@ -16,27 +18,42 @@ def standard(teacher: str, student: str, dataset: str, method: str) -> ConfigDic
       teacher: its network.
       student: its network.
       dataset: such as "cifar100".
-      method: a recipe's name, or NAME+gompertz, see `apply`.
+      method: a recipe's name, or NAME+gompertz, see `apply`; either with @tuned behind it for the settings that were
+        tuned for this pair and data set, see `tuned`.
 
     Raises:
-      UserError: if there is no such method.
+      UserError: if there is no such method, or nothing was tuned for it.
     """
     c = config.default()
     c.data.source = dataset
     c.teacher.model, c.student.model = teacher, student
     c.teacher.optimizer = config.optimizer(config.standard_rate(teacher))
     c.optimizer = config.optimizer(config.standard_rate(student))
-    apply(c, method)
+    untuned, at, settings = method.partition("@")
+    apply(c, untuned)
+    if at and settings != tuned.TUNED:
+        raise UserError(f"behind the @ of a method stands {tuned.TUNED!r}, not {settings!r}")
+    if at:
+        tuned.apply(c, tuned.key(teacher, student, dataset, untuned))
+    c.recipe = method
     return c
+
+
+def bare(method: str) -> str:
+    """Returns the name of the recipe in a method: "kd" of "kd+gompertz@tuned"."""
+    return method.partition("@")[0].partition("+")[0]
 
 
 def changes(resolved: Mapping[str, Any]) -> list[str]:
     """Returns "field: the recipe's -> the run's" for all that a run's training does otherwise than its recipe says.
 
     Seeds, the validation split and the teacher are not part of a recipe. Without a recipe nothing is changed.
+
+    Raises:
+      UserError: if the recipe's settings were tuned, and are not kept any more.
     """
     method = resolved["recipe"]
-    if not method or method.partition("+")[0] not in names():
+    if not method or bare(method) not in names():
         return []
     teacher, student = resolved["teacher"]["model"], resolved["student"]["model"]
     given = identity.to_json(standard(teacher, student, resolved["data"]["source"], method).to_dict())

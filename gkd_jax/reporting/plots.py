@@ -62,11 +62,11 @@ def plot_schedule(
             _stage_rows(axes[0], groups, colour)
         else:
             for stage in groups:
-                _stages(top, stage)
+                shade_stages(top, stage)
                 rate.vlines(
                     stage, 0, 1, transform=rate.get_xaxis_transform(), color=FAINT, linewidth=0.8, linestyle=":"
                 )
-        for members in _equal_curves(curves):
+        for members in equal_curves(curves):
             for i, name in enumerate(members):
                 dashes: Any = "-" if len(members) == 1 else (6 * i, (6, 6 * (len(members) - 1)))
                 top.plot(t, curves[name], color=colour[name], linestyle=dashes, zorder=3)
@@ -198,7 +198,8 @@ def _accuracy(axes: Axes, records: Records, part: str, name: str, colour: str, *
     return np.concatenate([values, low, high])
 
 
-def _equal_curves(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
+def equal_curves(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Returns the names of curves in groups that cannot be told apart in a plot."""
     groups: list[list[str]] = []
     for name, values in curves.items():
         equal = (group for group in groups if np.allclose(curves[group[0]], values, rtol=1e-3, atol=1e-6))
@@ -210,12 +211,17 @@ def _equal_curves(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
     return groups
 
 
-def _stages(axes: Axes, stage: tuple[float, float], row: tuple[float, float] | None = None) -> None:
-    """Shades and names the stages over the whole height of `axes`, or in the `row` from a place to another."""
+def shade_stages(
+    axes: Axes, stage: tuple[float, float], row: tuple[float, float] | None = None, room: float = 0.012
+) -> None:
+    """Shades and names the stages over the whole height of `axes`, or in the `row` from a place to another.
+
+    A stage is named where it is wide enough: `room` for every letter, as a share of the run.
+    """
     edges = np.clip([0.0, *stage, 1.0], 0, 1)
     for (name, shade), left, right in zip(_STAGES, edges[:-1], edges[1:], strict=True):
         text: dict[str, Any] = {"ha": "center", "fontsize": 9, "color": "#4a5a6a"}
-        if right - left < 0.012 * len(name):
+        if right - left < room * len(name):
             name = ""  # would run into its neighbours
         if row is None:
             axes.axvspan(left, right, color=shade, linewidth=0)
@@ -233,7 +239,7 @@ def _stage_rows(axes: Axes, groups: Mapping[tuple[float, float], Sequence[str]],
     top = 0.0
     for stage, names in groups.items():
         bottom = top + _row_height(names)
-        _stages(axes, stage, row=(top, bottom))
+        shade_stages(axes, stage, row=(top, bottom))
         for i, name in enumerate(names):  # where other axes have their numbers
             place = top + 0.5 + 0.6 * i
             axes.text(-0.01, place, name, ha="right", va="center", fontsize=8.5, color=colour[name])

@@ -92,9 +92,9 @@ class Progress:
         self._remaining = None if remaining is None else (now, remaining)
         self._clear()
         if self._epoch >= self._total_epochs:
-            end = f"in  {_clock_time(now - self._start):>8}"
+            end = f"in  {clock_time(now - self._start):>8}"
         else:
-            end = f"ETA {_clock_time(remaining):>8}"
+            end = f"ETA {clock_time(remaining):>8}"
         width = len(str(self._total_epochs))
         parts = [
             f"{self._name}  epoch {self._epoch:{width}}/{self._total_epochs}",
@@ -126,7 +126,7 @@ class Progress:
             f"epoch {min(self._epoch + 1, self._total_epochs)}/{self._total_epochs}",
             f"{100 * min(self._steps, total) // max(total, 1)}%",
             *(self._readings() if self._record else []),
-            f"ETA {_clock_time(remaining)}",
+            f"ETA {clock_time(remaining)}",
         ]
         line = "  ".join(parts)[: _columns(self._stream) - 1]  # a line that wraps cannot be written over
         self._write("\r" + line.ljust(self._shown))  # blanks instead of an escape code, which dumb terminals show
@@ -170,7 +170,8 @@ def _spread(record: Mapping[str, Any]) -> str:
     return "" if deviation is None else f" ± {deviation:.2%}"
 
 
-def _clock_time(seconds: float | None) -> str:
+def clock_time(seconds: float | None) -> str:
+    """Returns a duration as "0:01:23", "-" if it is not known."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, seconds = divmod(round(seconds), 60)

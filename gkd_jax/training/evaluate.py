@@ -1,9 +1,9 @@
-"""Accuracy of a network on a split, counted on the device in batches of one shape."""
+"""A network on a split, in batches of one shape: its accuracy, counted on the device, or all its logits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from gkd_jax import data
 from gkd_jax.outputs import Model, Variables
@@ -13,7 +13,7 @@ _BATCH = 1000
 
 
 class Evaluator:
-    """Counts a network's correct predictions on the same images again and again."""
+    """Asks a network about the same images again and again."""
 
     def __init__(
         self,
@@ -51,11 +51,14 @@ class Evaluator:
             for i in range(0, len(images), size)
         ]
 
-        def correct(variables: Variables, images: UInt8[Array, "b h w c"], labels: Int[Array, " b"]) -> Int[Array, ""]:
+        def logits(variables: Variables, images: UInt8[Array, "b h w k"]) -> Float[Array, "b c"]:
             outputs, _ = model.apply(variables, data.normalise(images, mean, std), train=False)
-            return jnp.sum(jnp.argmax(outputs.logits, -1) == labels)
+            return outputs.logits
 
-        self._correct = jax.jit(correct)
+        def correct(variables: Variables, images: UInt8[Array, "b h w k"], labels: Int[Array, " b"]) -> Int[Array, ""]:
+            return jnp.sum(jnp.argmax(logits(variables, images), -1) == labels)
+
+        self._logits, self._correct = jax.jit(logits), jax.jit(correct)
 
     def __call__(self, variables: Variables) -> float:
         """Returns the share of the images that the network with these variables classifies correctly."""
@@ -66,3 +69,9 @@ class Evaluator:
             if self._waits:
                 jax.block_until_ready(counts[-1])
         return int(sum(jax.device_get(counts))) / self._count
+
+    def logits(self, variables: Variables) -> Float32[np.ndarray, "n c"]:
+        """Returns what the network with these variables says about each image, in their order, on the host."""
+        variables = jax.device_put(variables, self._replicated)
+        parts = [np.asarray(self._logits(variables, images), np.float32) for images, _ in self._batches]
+        return np.concatenate(parts)[: self._count]

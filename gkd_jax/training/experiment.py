@@ -1,5 +1,6 @@
 """A whole run: the teacher, the student alone, the student distilled, and what they are worth."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from gkd_jax.models.simkd import Reused
 from gkd_jax.outputs import Model, Setup
 from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.messages import say
-from gkd_jax.training import checkpoint, finished, summary, teacher
+from gkd_jax.training import checkpoint, finished, pretrained, summary, teacher
 from gkd_jax.training.loop import Trained, train
 from gkd_jax.training.program import Job
 from gkd_jax.training.recall import unheld
@@ -27,9 +28,9 @@ from gkd_jax.training.teacher import Teacher
 from gkd_jax.training.workdir import alone_in, check, claim, same_run
 
 
-def load_data(resolved: Mapping[str, Any]) -> Dataset:
-    """Returns the data set that a configuration names."""
-    return data.load(**resolved["data"])
+def load_data(resolved: Mapping[str, Any], *, test: bool = True) -> Dataset:
+    """Returns the data set that a configuration names, with or without its test split."""
+    return data.load(**resolved["data"], test=test)
 
 
 def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,20 +65,24 @@ def _with_own_classifier(student: Mapping[str, Any]) -> dict[str, Any]:
     return {**student, **({"reuse_classifier": False} if "reuse_classifier" in student else {})}
 
 
-def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = None) -> dict[str, Any]:
+def run(
+    resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = None, *, test: bool = True
+) -> dict[str, Any]:
     """Does a run from wherever it stands to its end, and returns its summary.
 
     Args:
       resolved: the configuration.
       workdir: where everything is left, and found again.
       stop: asked at every step.
+      test: whether to read the test split once all is trained. Without it the run ends with validation figures alone,
+        those on test images are None, and its directory does not become that of a run with it.
 
     Raises:
       Interrupted: if `stop` was requested; everything is saved.
       UserError: if something given cannot work.
     """
     file = workdir / summary.SUMMARY
-    dataset = load_data(resolved)
+    dataset = load_data(resolved, test=test)
     check_against(resolved, dataset)
     check(workdir, resolved, dataset)
     if file.exists():
@@ -85,7 +90,7 @@ def run(resolved: Mapping[str, Any], workdir: pathlib.Path, stop: Stop | None = 
     distilled = resolved["teacher"]["model"] != config.NO_TEACHER
     folders = _Folders(
         student=workdir,
-        teacher=pathlib.Path(resolved["teacher"]["checkpoint"] or workdir / "teacher") if distilled else None,
+        teacher=(pretrained.located(resolved["teacher"]) or workdir / "teacher") if distilled else None,
         alone=workdir / "alone" if resolved["compare_alone"] and distilled else None,
     )
     # Before anything is written: what does not fit must not leave a directory that only it could continue
@@ -170,17 +175,16 @@ def _summarised(
     resolved: Mapping[str, Any], dataset: Dataset, folders: _Folders, warning: str | None
 ) -> dict[str, Any]:
     """Reads the test split, now that all training is done, and returns the summary."""
-
-    def report(folder: pathlib.Path | None, **how: bool) -> dict[str, Any] | None:
-        return summary.report(dataset, folder, **how) if folder else None
-
+    master = summary.measured(dataset, folders.teacher, first=True) if folders.teacher else None  # as `teacher.prepare`
+    predicted = master.predictions if master else None
+    student = functools.partial(summary.measured, dataset, folders.student, teacher=predicted)
     found = {
-        "teacher": report(folders.teacher, first=True),  # see `teacher.prepare`
-        "student": report(folders.student),
-        "student_alone": report(folders.alone),
+        "teacher": master.report if master else None,
+        "student": student().report,
+        "student_alone": summary.report(dataset, folders.alone) if folders.alone else None,
     }
     if resolved["ema"]:
-        found["student_raw"] = report(folders.student, averaged=False)
+        found["student_raw"] = student(averaged=False).report
     if warning and found["teacher"]:
         found["teacher"]["warning"] = warning
     return found | summary.circumstances(resolved, folders.student)

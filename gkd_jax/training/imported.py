@@ -19,7 +19,7 @@ import argparse
 import hashlib
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,6 +36,8 @@ from gkd_jax.training import checkpoint, finished, summary
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.resolve import resolve
 from gkd_jax.training.workdir import alone_in, check, claim
+
+RECORD = "imported"  # in `data.json`: where the variables came from
 
 Channels = Sequence[float]
 _ROUNDED = 1e-4  # constants are published with four digits, those of a file are measured
@@ -92,24 +94,41 @@ def write(
         raise UserError(f"{weights}: {error}") from error
     dataset = data.load(**resolved["data"])
     _same_constants(dataset, mean, std)
-    store = checkpoint.Checkpoints(workdir / finished.CHECKPOINTS)
     check(workdir, resolved, dataset)
-    if store.latest is not None:
-        store.close()
+    store = checkpoint.Checkpoints(workdir / finished.CHECKPOINTS)
+    taken = store.latest is not None
+    store.close()
+    if taken:
         raise UserError(f"{workdir} holds a network already; choose another --workdir, or remove this one")
     claim(workdir, resolved, dataset)
     with alone_in(workdir):
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         record = {"framework": "torch", "file": weights.name, "sha256": digest}
-        write_json(workdir / finished.DATA, {**finished.read(workdir / finished.DATA), "imported": record})
-        write_bytes(workdir / METRICS, b"")  # no epoch was trained here
-        # The step that tells a run of this configuration from one that was interrupted
-        store.save(
-            resolved["epochs"] * data.steps_per_epoch(len(dataset.train_images), resolved["batch_size"]), variables
-        )
-        store.close()
+        keep(workdir, resolved, variables, record)
         found = _summarised(resolved, dataset, workdir) if evaluate else None
     return _said(resolved, dataset, workdir, variables, record, found)
+
+
+def keep(workdir: pathlib.Path, resolved: Mapping[str, Any], variables: Variables, record: Mapping[str, str]) -> None:
+    """Makes a directory that holds `config.json` and `data.json` that of a finished run.
+
+    Args:
+      workdir: the directory.
+      resolved: the content of its `config.json`.
+      variables: of the network, as arrays of JAX.
+      record: where they came from, for `data.json`.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    known = finished.read(workdir / finished.DATA)
+    write_json(workdir / finished.DATA, {**known, RECORD: record})
+    write_bytes(workdir / METRICS, b"")  # no epoch was trained here
+    # The step that tells a run of this configuration from one that was interrupted
+    step = resolved["epochs"] * data.steps_per_epoch(known["num_examples"], resolved["batch_size"])
+    store = checkpoint.Checkpoints(workdir / finished.CHECKPOINTS)
+    store.save(step, variables)
+    store.close()
 
 
 def _same_constants(dataset: Dataset, mean: Channels | None, std: Channels | None) -> None:

@@ -1,10 +1,10 @@
-"""What a run leaves at its end: accuracies on the test split, the summary, the closing table, the plots."""
+"""What a run leaves at its end: how good its networks are on the test split, the summary, the closing table, plots."""
 
 import importlib.metadata
 import pathlib
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,11 +12,12 @@ import numpy as np
 from gkd_jax import __version__, identity, objective
 from gkd_jax.data import Dataset
 from gkd_jax.models import count
+from gkd_jax.processor import processor
 from gkd_jax.reporting import plots
 from gkd_jax.reporting.records import read_records
 from gkd_jax.reporting.spread import over_seeds
 from gkd_jax.reporting.table import Row, closing_table
-from gkd_jax.training import checkpoint, finished
+from gkd_jax.training import checkpoint, finished, quality
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.program import Job
@@ -25,16 +26,42 @@ SUMMARY = "summary.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ott-jax", "numpy")
 
 
-def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True, first: bool = False) -> dict[str, Any]:
-    """Returns what the summary says of the network in `workdir`; the one place that opens the test split.
+class Measured(NamedTuple):
+    """A network after it was measured on the test split.
 
-    Of several seeds it gives the mean of the accuracies, their deviations under "std", and each under "seeds".
+    Attributes:
+      report: what the summary says of it.
+      predictions: the class it takes each test image to be of, [n]; of the first of several seeds. None without images.
+    """
+
+    report: dict[str, Any]
+    predictions: np.ndarray | None
+
+
+def report(dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what the summary says of the network in `workdir`; see `measured`."""
+    return measured(dataset, workdir).report
+
+
+def measured(
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    *,
+    averaged: bool = True,
+    first: bool = False,
+    teacher: np.ndarray | None = None,
+) -> Measured:
+    """Returns what a network is worth on the test split; the one place that opens it.
+
+    Of several seeds it gives the mean of the numbers, their deviations under "std", and each under "seeds". What is
+    measured on a split without images is None.
 
     Args:
       dataset: the run's.
       workdir: of a finished run.
       averaged: whether to take the averages of the parameters, where there are any.
       first: whether to take the first of several seeds alone.
+      teacher: `Measured.predictions` of the network's teacher, to tell how often they agree.
 
     Raises:
       UserError: as `finished.load`.
@@ -44,22 +71,24 @@ def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True, fi
         students = dict(list(students.items())[:1])
     network = next(iter(students.values()))
 
-    def rated(images: np.ndarray, labels: np.ndarray) -> dict[int, float | None]:
-        if not len(images):
-            return dict.fromkeys(students)
-        accuracy = Evaluator(network.model, images, labels, dataset.mean, dataset.std, jax.devices())
-        return {seed: accuracy(student.variables) for seed, student in students.items()}
+    def asked(images: np.ndarray, labels: np.ndarray) -> Evaluator | None:
+        return Evaluator(network.model, images, labels, dataset.mean, dataset.std, devices) if len(images) else None
 
-    test, val = rated(dataset.test_images, dataset.test_labels), rated(dataset.val_images, dataset.val_labels)
-    each = {
-        str(seed): {
-            "test_accuracy": test[seed],
-            "val_accuracy": val[seed],
+    devices = jax.devices()
+    on_test, on_val = asked(dataset.test_images, dataset.test_labels), asked(dataset.val_images, dataset.val_labels)
+    each, predictions = {}, []
+    for seed, student in students.items():
+        logits = on_test.logits(student.variables) if on_test else None
+        rated = quality.rate(logits, dataset.test_labels)
+        predictions.append(None if logits is None else quality.classes(logits))
+        each[str(seed)] = {
+            "test_accuracy": rated.pop("accuracy"),
+            "val_accuracy": on_val(student.variables) if on_val else None,
+            **{f"test_{name}": value for name, value in rated.items()},
+            **_agreement(predictions[-1], teacher),
             "params_sha256": checkpoint.sha256(student.variables["params"]),
         }
-        for seed, student in students.items()
-    }
-    return {
+    found = {
         "model": network.config["student"]["model"],
         **(_over_seeds(each) if len(each) > 1 else next(iter(each.values()))),
         "params": count.parameters(network.variables),
@@ -68,6 +97,13 @@ def report(dataset: Dataset, workdir: pathlib.Path, *, averaged: bool = True, fi
         "seconds": seconds(workdir),
         "workdir": str(workdir),
     }
+    return Measured(found, predictions[0])
+
+
+def _agreement(ours: np.ndarray | None, teachers: np.ndarray | None) -> dict[str, float]:
+    if ours is None or teachers is None:
+        return {}
+    return {"teacher_agreement": quality.agreement(ours, teachers)}
 
 
 def _parts(network: finished.Finished) -> dict[str, Any]:
@@ -116,7 +152,12 @@ def versions() -> dict[str, str]:
 def device() -> dict[str, Any]:
     """Returns what the run was computed on."""
     devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "processor": processor(),
+    }
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -168,7 +209,7 @@ def draw(job: Job, summary: Mapping[str, Any] | None = None) -> None:
     )
     plots.plot_losses(folder / "losses.png", records)
     others: dict[str, Any] = {}
-    if summary and summary.get("teacher"):
+    if summary and summary.get("teacher") and summary["teacher"]["test_accuracy"] is not None:
         others["teacher"] = summary["teacher"]["test_accuracy"]
     if summary and summary.get("student_alone"):
         others["student alone"] = read_records(job.workdir / "alone" / METRICS)

@@ -1,6 +1,7 @@
 """The networks as PyTorch modules, written for the tests, with the names of RepDistiller's and mdistiller's layers.
 
-`modern=True` names shortcut and classifier of a residual network as mdistiller's ResNet18 to ResNet50 do.
+Those with ImageNet's stem have torchvision's. `modern=True` names shortcut and classifier of a residual network as
+mdistiller's ResNet18 to ResNet50 do.
 """
 
 import torch
@@ -47,9 +48,10 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, classes, stem, widths, blocks, *, bottleneck=False, modern=False):
+    def __init__(self, classes, stem, widths, blocks, *, bottleneck=False, modern=False, imagenet=False):
         super().__init__()
-        self.conv1, self.bn1 = conv(3, stem, 3), nn.BatchNorm2d(stem)
+        self.conv1, self.bn1 = conv(3, stem, 7, 2) if imagenet else conv(3, stem, 3), nn.BatchNorm2d(stem)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if imagenet else nn.Identity()
         i, self.stages = stem, len(widths)
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             units = []
@@ -61,7 +63,7 @@ class ResNet(nn.Module):
         setattr(self, self.name, nn.Linear(i, classes))
 
     def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
         return getattr(self, self.name)(pooled(x))
@@ -168,6 +170,37 @@ class MobileNetV2(nn.Module):
         return self.classifier(pooled(self.conv2(x)))
 
 
+def activated(i, o, size, stride=1, groups=1):
+    return nn.Sequential(conv(i, o, size, stride, groups), nn.BatchNorm2d(o), nn.ReLU6())
+
+
+class ImageNetInverted(nn.Module):
+    def __init__(self, i, o, stride, expansion):
+        super().__init__()
+        inner, self.residual = i * expansion, stride == 1 and i == o
+        layers = [activated(i, inner, 1)] if expansion != 1 else []
+        layers += [activated(inner, inner, 3, stride, inner), conv(inner, o, 1), nn.BatchNorm2d(o)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class ImageNetMobileNetV2(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        layers, i = [activated(3, 32, 3, 2)], 32
+        for o, count, stride in [(16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1)]:
+            for n in range(count):
+                layers.append(ImageNetInverted(i, o, 1 if n else stride, 1 if o == 16 else 6))
+                i = o
+        self.features = nn.Sequential(*layers, activated(i, 1280, 1))
+        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(1280, classes))  # dropout there
+
+    def forward(self, x):
+        return self.classifier(pooled(self.features(x)))
+
+
 class Grouped(nn.Module):
     def __init__(self, i, o, stride, first):
         super().__init__()
@@ -253,6 +286,9 @@ NETWORKS = {
     "resnet18": lambda c, **how: ResNet(c, *_IMAGENET, (2, 2, 2, 2), **how),
     "resnet34": lambda c, **how: ResNet(c, *_IMAGENET, (3, 4, 6, 3), **how),
     "resnet50": lambda c, **how: ResNet(c, *_IMAGENET, (3, 4, 6, 3), bottleneck=True, **how),
+    "resnet18_imagenet_stem": lambda c: ResNet(c, *_IMAGENET, (2, 2, 2, 2), imagenet=True),
+    "resnet50_imagenet_stem": lambda c: ResNet(c, *_IMAGENET, (3, 4, 6, 3), bottleneck=True, imagenet=True),
+    "mobilenetv2_imagenet_stem": ImageNetMobileNetV2,
     "wrn_16_2": lambda c: WideResNet(c, 16, 2),
     "wrn_40_1": lambda c: WideResNet(c, 40, 1),
     "wrn_40_2": lambda c: WideResNet(c, 40, 2),

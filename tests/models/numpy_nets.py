@@ -47,10 +47,18 @@ class Variables:
         return x.mean((1, 2)) @ p["kernel"] + p["bias"]
 
 
-def resnet(variables, x, blocks, bottleneck):
+def max_pool_3x3(x):
+    """The largest of nine, as many as there are of them at an edge, at every other position."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    return windows[:, ::2, ::2].max((-2, -1))
+
+
+def resnet(variables, x, blocks, bottleneck, imagenet=False):
     """Two basic or bottleneck stages behind the stem."""
     net = Variables(variables)
-    x = relu(net.conv_norm("stem", x))
+    x = relu(net.conv_norm("stem", x, 2 if imagenet else 1))
+    x = max_pool_3x3(x) if imagenet else x
     for stage in (1, 2):
         for i in range(blocks[stage - 1]):
             block, stride = net.at(f"stage{stage}_block{i + 1}"), 2 if stage == 2 and i == 0 else 1
@@ -80,17 +88,21 @@ def wide_resnet(variables, x, blocks):
     return net.linear(relu(net.norm("norm", x)))
 
 
-def mobilenetv2(variables, x):
+def mobilenetv2(variables, x, imagenet=False):
+    def active(x):
+        return np.clip(x, 0, 6 if imagenet else None)
+
     net = Variables(variables)
-    x = relu(net.conv_norm("stem", x, 2))
-    for group, (blocks, first) in enumerate(((1, 1), (2, 1), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)), 1):
+    x = active(net.conv_norm("stem", x, 2))
+    second = 2 if imagenet else 1
+    for group, (blocks, first) in enumerate(((1, 1), (2, second), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)), 1):
         for i in range(blocks):
             block, stride = net.at(f"group{group}_block{i + 1}"), first if i == 0 else 1
-            h = relu(block.conv_norm("expand", x))
-            h = relu(block.conv_norm("depthwise", h, stride, groups=h.shape[-1]))
+            h = x if imagenet and group == 1 else active(block.conv_norm("expand", x))
+            h = active(block.conv_norm("depthwise", h, stride, groups=h.shape[-1]))
             h = block.conv_norm("project", h)
             x = x + h if i > 0 else h
-    return net.linear(relu(net.conv_norm("head", x)))
+    return net.linear(active(net.conv_norm("head", x)))
 
 
 def vgg(variables, x, depth):

@@ -16,8 +16,13 @@ SMALL = {
         ResNet(3, 4, (2, 3), (1, 2), bottleneck=True),
         functools.partial(numpy_nets.resnet, blocks=(1, 2), bottleneck=True),
     ),
+    "pooled": (
+        ResNet(3, 4, (4, 6), (1, 1), imagenet=True),
+        functools.partial(numpy_nets.resnet, blocks=(1, 1), bottleneck=False, imagenet=True),
+    ),
     "wide": (WideResNet(3, 2, 1), functools.partial(numpy_nets.wide_resnet, blocks=2)),
     "mobile": (MobileNetV2(3, 0.1), numpy_nets.mobilenetv2),
+    "mobile6": (MobileNetV2(3, 0.1, imagenet=True), functools.partial(numpy_nets.mobilenetv2, imagenet=True)),
     "vgg": (VGG(3, (8, 9, 10, 16, 24), (1, 2, 1, 1, 1)), functools.partial(numpy_nets.vgg, depth=(1, 2, 1, 1, 1))),
     "grouped": (
         ShuffleNetV1(3, 8, (16, 32), (2, 2), 2),

@@ -1,6 +1,7 @@
 """The networks against published sizes: reference/architectures.csv, counted on mdistiller's own code.
 
-Its rows that are not from there, resnet8, resnet8_eighth, resnet34 and mobilenetv2, are counted by formula below.
+Its rows that are not from there, resnet8, resnet8_eighth, resnet34, mobilenetv2 and the networks with ImageNet's stem,
+are counted by formula below.
 """
 
 import csv
@@ -36,18 +37,25 @@ class Tally:
         self.parameters += inputs * classes + classes
 
 
-def count_resnet8(classes, stem=16, blocks=(1, 1, 1)):
+def count_resnet8(classes, stem=16, blocks=(1, 1, 1), imagenet=False, bottleneck=False):
     net = Tally(32)
-    net.conv_norm(3, 3, stem)
+    net.conv_norm(*((7, 3, stem, 2) if imagenet else (3, 3, stem)))
+    net.side //= 2 if imagenet else 1  # max-pooling
     channels = stem
     for stage, n in enumerate(blocks):
         width = stem * 2**stage
+        out = width * (4 if bottleneck else 1)
         for stride in [1 if stage == 0 else 2] + [1] * (n - 1):
-            if width != channels:
-                net.conv_norm(1, channels, width, stride, shortcut=True)
-            net.conv_norm(3, channels, width, stride)
-            net.conv_norm(3, width, width)
-            channels = width
+            if out != channels:
+                net.conv_norm(1, channels, out, stride, shortcut=True)
+            if bottleneck:
+                net.conv_norm(1, channels, width)
+                net.conv_norm(3, width, width, stride)
+                net.conv_norm(1, width, out)
+            else:
+                net.conv_norm(3, channels, width, stride)
+                net.conv_norm(3, width, width)
+            channels = out
     net.linear(channels, classes)
     return net
 
@@ -60,13 +68,21 @@ def count_resnet34(classes):
     return count_resnet8(classes, stem=64, blocks=(3, 4, 6, 3))
 
 
-def count_mobilenetv2(classes):
+def count_resnet18_imagenet_stem(classes):
+    return count_resnet8(classes, stem=64, blocks=(2, 2, 2, 2), imagenet=True)
+
+
+def count_resnet50_imagenet_stem(classes):
+    return count_resnet8(classes, stem=64, blocks=(3, 4, 6, 3), imagenet=True, bottleneck=True)
+
+
+def count_mobilenetv2(classes, imagenet=False):
     net = Tally(32)
     net.conv_norm(3, 3, 32, 2)
     channels = 32
     settings = (
         (1, 16, 1, 1),
-        (6, 24, 2, 1),
+        (6, 24, 2, 2 if imagenet else 1),
         (6, 32, 3, 2),
         (6, 64, 4, 2),
         (6, 96, 3, 1),
@@ -76,13 +92,18 @@ def count_mobilenetv2(classes):
     for expansion, width, blocks, first in settings:
         for stride in [first] + [1] * (blocks - 1):
             inner = channels * expansion
-            net.conv_norm(1, channels, inner)
+            if not imagenet or expansion > 1:
+                net.conv_norm(1, channels, inner)
             net.conv_norm(3, inner, inner, stride, groups=inner)
             net.conv_norm(1, inner, width)
             channels = width
     net.conv_norm(1, 320, 1280)
     net.linear(1280, classes)
     return net
+
+
+def count_mobilenetv2_imagenet_stem(classes):
+    return count_mobilenetv2(classes, imagenet=True)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +113,9 @@ def count_mobilenetv2(classes):
         ("resnet8_eighth", count_resnet8_eighth),
         ("resnet34", count_resnet34),
         ("mobilenetv2", count_mobilenetv2),
+        ("resnet18_imagenet_stem", count_resnet18_imagenet_stem),
+        ("resnet50_imagenet_stem", count_resnet50_imagenet_stem),
+        ("mobilenetv2_imagenet_stem", count_mobilenetv2_imagenet_stem),
     ],
 )
 def test_rows_counted_by_formula(name, counted):
@@ -99,6 +123,21 @@ def test_rows_counted_by_formula(name, counted):
     assert int(row["params_10_classes"]) == counted(10).parameters
     assert int(row["params_100_classes"]) == counted(100).parameters
     assert float(row["million_macs_32x32"]) == round(counted(10).macs / 1e6, 1)
+
+
+# As torchvision 0.21's documentation of its weights has them
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18_imagenet_stem", 11_689_512),
+        ("resnet50_imagenet_stem", 25_557_032),
+        ("mobilenetv2_imagenet_stem", 3_504_872),
+    ],
+)
+def test_sizes_of_torchvision_on_imagenet(name, parameters):
+    summary = count.summary(models.create(name, num_classes=1000), (224, 224, 3))
+    assert summary.parameters == parameters
+    assert summary.final[:2] == (7, 7)
 
 
 def test_every_network_has_a_row():

@@ -91,7 +91,7 @@ def assert_relu(after, before):
     np.testing.assert_allclose(after, np.maximum(before, 0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "vgg", "grouped", "split"])
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "pooled", "vgg", "grouped", "split"])
 def test_features_of_most_networks_are_activated(name):
     outputs = run(name).outputs
     for feature, preact in zip(outputs.features, outputs.preact, strict=True):

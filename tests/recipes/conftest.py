@@ -48,7 +48,7 @@ class Stairs(nn.Module):
         return tuple(f"stage{stage}/norm" for stage in range(4))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _registrations() -> Iterator[None]:
     with helpers.registrations():
         for name, width in {STUDENT: 4, TEACHER: 6}.items():
@@ -60,7 +60,7 @@ def _registrations() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def images(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """An npz of the first CIFAR-100 images, at half their size."""
     module = runpy.run_path(str(data_dir / "unpack.py"))
@@ -74,7 +74,7 @@ def images(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def resolved(images: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """Returns a function that gives the configuration of a method, with a teacher that was trained for two steps."""
 

@@ -66,7 +66,7 @@ def test_several_seeds_and_a_schedule_of_our_own():
         "71.97",
         "-1.97",
     ]
-    assert "What is published of dkd has its authors' schedule, not this one." in text
+    assert "What is published of dkd has its authors' settings, not these." in text
 
 
 def test_a_student_alone_is_the_same_beside_any_teacher():

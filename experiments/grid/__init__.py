@@ -1,0 +1,1 @@
+"""The grid runner: `python -m experiments.grid --help`."""

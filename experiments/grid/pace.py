@@ -1,0 +1,114 @@
+"""How far the tasks of a grid are, and how long the rest will take."""
+
+import json
+import statistics
+import time
+from typing import Any, NamedTuple
+
+from experiments.grid import tasks
+from experiments.grid.run import DONE, RUNNING, Run
+from experiments.grid.tasks import Task
+from gkd_jax.errors import UserError
+from gkd_jax.reporting.records import read_records
+from gkd_jax.training import summary
+from gkd_jax.training.loop import METRICS
+
+
+class Reading(NamedTuple):
+    """What a running task's records say.
+
+    Attributes:
+      epoch: that is finished.
+      epochs: of all.
+      val_accuracy: after it, the mean of all seeds; None without validation images.
+      seconds: that its epochs took, without waiting and compilation between them.
+    """
+
+    epoch: int
+    epochs: int
+    val_accuracy: float | None
+    seconds: float
+
+
+def read(task: Task) -> Reading:
+    """Returns how far a task is, 0 epochs if it has written nothing that can be read."""
+    try:
+        records = read_records(task.folder / METRICS)
+    except UserError:
+        records = []
+    last: dict[str, Any] = records[-1] if records else {}
+    seconds = sum(record.get("seconds") or 0.0 for record in records)
+    return Reading(last.get("epoch", 0), task.config["epochs"], last.get("val_accuracy"), seconds)
+
+
+def remaining(run: Run, now: float | None = None) -> float | None:
+    """Returns in how many seconds all is done; None as long as nothing can be known.
+
+    A task's work is its epochs times its seeds. A waiting task's work takes as long as that of the finished and running
+    tasks that train the same network, on average; where there are none, as that of all. A running task's remaining
+    epochs take as long as its own so far. The sum is shared among as many processes as run now.
+
+    Args:
+      run: whose tasks they are.
+      now: seconds of `time.monotonic`.
+    """
+    now = time.monotonic() if now is None else now
+    paces: dict[str, list[float]] = {}
+    running: dict[str, Reading] = {name: read(run.tasks[name]) for name in run.those(RUNNING)}
+    for name in run.those(DONE):
+        seconds = run.status[name].seconds
+        if (seconds := _earlier(run.tasks[name]) if seconds is None else seconds) is not None:
+            paces.setdefault(_network(run.tasks[name]), []).append(seconds / _work(run.tasks[name]))
+    for name, reading in running.items():
+        if reading.epoch:
+            task = run.tasks[name]
+            pace = reading.seconds / (_work(task) * reading.epoch / reading.epochs)
+            paces.setdefault(_network(task), []).append(pace)
+    total = 0.0
+    for name, task in run.tasks.items():
+        if name not in running and not run.wanted(name):
+            continue
+        known = paces.get(_network(task)) or [pace for each in paces.values() for pace in each]
+        if not known:
+            return None
+        expected = statistics.fmean(known) * _work(task)
+        if name in running:
+            reading, spent = running[name], now - run.status[name].since
+            left = reading.seconds * (reading.epochs / reading.epoch - 1) if reading.epoch else expected - spent
+            expected = max(left, 0.0)
+        total += expected
+    return total / max(len(running), 1)
+
+
+def _network(task: Task) -> str:
+    return str(task.config["student"]["model"])
+
+
+def _work(task: Task) -> int:
+    return int(task.config["epochs"]) * max(len(task.config["seeds"]), 1)
+
+
+def _earlier(task: Task) -> float | None:
+    """Returns how long a task that was done before took."""
+    found = summarised(task).get("seconds")
+    return found if isinstance(found, int | float) else None
+
+
+def summarised(task: Task) -> dict[str, Any]:
+    """Returns the summary of a task's run, {} if there is none that can be read."""
+    try:
+        found = json.loads((task.folder / summary.SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def accuracy(task: Task) -> tuple[float | None, float | None]:
+    """Returns the test accuracy of a finished task, and its standard deviation over the seeds."""
+    student = summarised(task).get("student") or {}
+    return student.get("test_accuracy"), (student.get("std") or {}).get("test_accuracy")
+
+
+def title(task: Task) -> str:
+    """Returns what a task is called where it is shown: a cell by its name, a teacher by its folder."""
+    return task.name.removeprefix(f"{tasks.RUNS}/")

@@ -1,0 +1,162 @@
+"""From cells to tasks: who shares which teacher, which shard does what, and what is done already."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.grid import tasks
+from experiments.grid.cells import Cell
+from experiments.grid.tasks import Task
+from gkd_jax import config, identity
+from gkd_jax.errors import UserError
+from gkd_jax.training import experiment, summary
+from gkd_jax.training.resolve import resolve
+
+
+def place(out: pathlib.Path) -> pathlib.Path:
+    """Returns how a grid's folder is written in configurations: relative to the working directory if it is below it.
+
+    So `--out runs/grid` and its absolute path are the same runs, and so is the folder seen from another machine whose
+    working directory is the same one elsewhere.
+    """
+    absolute = pathlib.Path(os.path.abspath(out))
+    here = pathlib.Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
+
+
+def choose(cells: Sequence[Cell], only: str | None = None, shard: tuple[int, int] = (1, 1)) -> list[Cell]:
+    """Returns the cells of a shard.
+
+    They are dealt out like cards, in their order, so that shards which are started alike share out the same cells.
+
+    Args:
+      cells: of the grid.
+      only: regular expression; cells in whose name it is not found are left out before dealing.
+      shard: (i, n), the i-th of n, the first being 1.
+
+    Raises:
+      UserError: if `only` is no regular expression, or is found in no cell.
+    """
+    try:
+        kept = [cell for cell in cells if only is None or re.search(only, cell.name)]
+    except re.error as error:
+        raise UserError(f"--only: {only!r} is no regular expression ({error})") from error
+    if not kept:
+        raise UserError(f"--only: {only!r} is found in no cell; the cells are {', '.join(c.name for c in cells)}")
+    number, count = shard
+    return kept[number - 1 :: count]
+
+
+def plan(cells: Sequence[Cell], grid: str, out: pathlib.Path) -> list[Task]:
+    """Returns the tasks of cells, every teacher before the first cell that needs it.
+
+    Two cells share a teacher if the runs that would train it are the same run, by `gkd_jax.identity`.
+
+    Args:
+      cells: what `choose` returned.
+      grid: FILE.py or FILE.py:ARGUMENT.
+      out: the grid's folder, see `place`.
+
+    Raises:
+      UserError: names a cell whose configuration cannot work.
+    """
+    planned: dict[str, Task] = {}
+    for cell in cells:
+        try:
+            resolved = _resolve(given := cell.config.to_dict())
+        except UserError as error:
+            raise UserError(f"the cell {cell.name}: {error}") from error
+        given = identity.to_json(given)
+        needs: tuple[str, ...] = ()
+        if given["teacher"]["cache_dir"] == "auto":
+            given["teacher"]["cache_dir"] = str(out / tasks.TEACHER_CACHE)
+        if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
+            name = _teacher_name(resolved)
+            planned.setdefault(name, Task(name, out / name, grid, _teacher_config(given)))
+            given["teacher"]["checkpoint"] = str(out / name)
+            needs = (name,)
+        name = f"{tasks.RUNS}/{cell.name}"
+        planned[name] = Task(name, out / name, grid, given, needs)
+    return list(planned.values())
+
+
+def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration resolved alike on every machine, without asking JAX for its devices."""
+    fixed = ConfigDict(given)
+    if fixed.get("dtype") == "auto":
+        fixed.dtype = "float32"
+    return resolve(fixed)
+
+
+def _teacher_name(resolved: Mapping[str, Any]) -> str:
+    source = resolved["data"]["source"]
+    dataset = pathlib.Path(source).stem if source.startswith("npz:") else source
+    digits = identity.config_hash(experiment.of_teacher(resolved))[:8]
+    return f"{tasks.TEACHERS}/" + re.sub(r"[^\w.+-]+", "-", f"{resolved['teacher']['model']}-{dataset}-{digits}")
+
+
+def _teacher_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what resolves to `gkd_jax.training.experiment.of_teacher`, which takes a resolved configuration."""
+    teacher = given["teacher"]
+    alone = {"model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE}
+    ce = {**given["objective"]["ce"], "weight": 1.0, "every": 1, "schedule": {"name": "constant"}}
+    return {
+        **given,
+        "recipe": "alone",
+        "seed": teacher["seed"],
+        "seeds": [],
+        "seeds_share_batches": False,
+        "batch_seed": None,
+        "epochs": teacher["epochs"],
+        "batch_size": teacher["batch_size"],
+        "optimizer": teacher["optimizer"],
+        "ema": 0.0,
+        "compare_alone": False,
+        "student": {"model": teacher["model"], "reuse_classifier": False},
+        "teacher": {**teacher, **alone},
+        "objective": {**given["objective"], "mode": "sum", "ce": ce, "terms": {}},
+    }
+
+
+def differences(task: Task) -> list[str]:
+    """Returns in which fields a task is another run than the one that its folder holds; none for the same run."""
+    file = task.folder / tasks.TASK
+    if not file.exists():
+        return []
+    before = tasks.read(file).config
+    if before == task.config:
+        return []
+    try:
+        return identity.differences(_resolve(task.config), _resolve(before))
+    except UserError as error:
+        return [str(error)]
+
+
+def finished(task: Task) -> bool:
+    """Returns whether a task is done: its folder holds a summary, and the same run as the task."""
+    if not ((task.folder / summary.SUMMARY).exists() and (task.folder / tasks.TASK).exists()):
+        return False
+    try:
+        return not differences(task)
+    except UserError:  # said when it is to be started
+        return False
+
+
+def held(task: Task) -> bool:
+    """Returns whether a process, here or on another machine, is at work on a task's run: whether its lock is taken."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        with (task.folder / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none was ever at work, or the disk knows no locks
+        return False
+    return False

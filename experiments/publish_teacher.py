@@ -1,0 +1,189 @@
+"""Publishes a finished run's network as a teacher that others can name.
+
+  python -m experiments.publish_teacher WORKDIR --name NAME [--seed SEED] [--data_dir DIR] [--note TEXT]
+  python -m gkd_jax.main --config ... --config.teacher.checkpoint=pretrained:NAME
+
+The weights are rounded to bfloat16 and written beside the manifest, in parts of at most 16 MB; the manifest is
+experiments/teachers/manifest.json, or that which the environment variable GKD_TEACHERS names. Its accuracy is that of
+the rounded weights, computed in float32 on the test images. A name is given once: another network needs another one.
+
+  --seed      which of several students that were trained together; the first by default
+  --data_dir  where the run's data set is now, if not where its configuration says
+  --note      what else a reader should know: where the network comes from, and under which licence
+"""
+
+import argparse
+import datetime
+import pathlib
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import logging
+
+from gkd_jax import machine
+from gkd_jax.data import Dataset
+from gkd_jax.errors import UserError
+from gkd_jax.reporting.files import write_bytes, write_json
+from gkd_jax.training import checkpoint, experiment, finished, parts, pretrained, summary
+
+ALL = 200 * 10**6  # bytes of all teachers in a manifest: what a clone of the repository may take
+_LICENCE = "Apache-2.0"
+_NOTE = "trained by gkd_jax from random weights; holds no image"
+# Fields that name folders of the machine that trained, with what they become
+_HERE = {"data.data_dir": None, "compilation_cache": "auto", "teacher.cache_dir": "auto"}
+
+
+def publish(
+    workdir: pathlib.Path, name: str, *, seed: int | None = None, data_dir: str | None = None, note: str = _NOTE
+) -> str:
+    """Writes a finished run's network beside the manifest and into it, and returns what there is to say of it.
+
+    Args:
+      workdir: of the run.
+      name: for the manifest.
+      seed: which of several students; the first by default.
+      data_dir: of the run's data set; where its configuration says by default.
+      note: for the manifest.
+
+    Raises:
+      UserError: if the run is not finished, its data set is not there or another one, the name is taken by another
+        network, or the manifest would grow too large.
+    """
+    if not pretrained.NAME.fullmatch(name):
+        raise UserError(f"--name is {name!r}; it must be made of letters, digits and . + - _")
+    network = finished.load(workdir, seed=seed)
+    if finished.reuses(network.config):
+        raise UserError(f"{workdir}: its student speaks through its teacher's classifier, which is not published")
+    file = pretrained.manifest_file()
+    teachers = pretrained.read(file) if file.exists() else {}
+    contents = parts.pack(network.variables)
+    variables = parts.unpack(contents)
+    known = checkpoint.sha256(variables)
+    if name in teachers and teachers[name]["variables_sha256"] != known:
+        raise UserError(f"{file} lists another network as {name!r}; choose another --name")
+    entry = _entry(workdir, network, network.config["seed"] if seed is None else seed, known)
+    dataset = _data(workdir, network, data_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "run"
+        pretrained.write(run, name, entry, variables)
+        found = summary.report(dataset, run)
+    files = {_file(name, i, len(contents)): content for i, content in enumerate(contents)}
+    entry |= {
+        **{key: found[key] for key in ("test_accuracy", "test_top5", "test_ece", "test_nll", "params")},
+        "test_images": len(dataset.test_images),
+        "parts": [parts.describe(part, content)._asdict() for part, content in files.items()],
+        "licence": _LICENCE,
+        "note": note,
+    }
+    teachers = dict(sorted({**teachers, name: entry}.items()))
+    total = sum(part["bytes"] for other in teachers.values() for part in other["parts"])
+    if total > ALL:
+        raise UserError(f"{file}: all teachers would take {total / 1e6:.1f} MB, and may take {ALL / 1e6:.0f}")
+    for part, content in files.items():
+        write_bytes(file.with_name(part), content)
+    write_json(file, {"version": pretrained.VERSION, "teachers": teachers})
+    return _said(file, name, entry, workdir)
+
+
+def _file(name: str, place: int, of: int) -> str:
+    return f"{name}.safetensors" if of == 1 else f"{name}.{place + 1}-of-{of}.safetensors"
+
+
+def _entry(workdir: pathlib.Path, network: finished.Finished, seed: int, known: str) -> dict[str, Any]:
+    """Returns what can be said of a network before it is measured."""
+    closing = workdir / summary.SUMMARY
+    circumstances = finished.read(closing) if closing.exists() else {}
+    return {
+        "model": network.config["student"]["model"],
+        "dataset": network.config["data"]["source"],
+        "classes": len(network.class_names),
+        "mean": [float(x) for x in network.mean],
+        "std": [float(x) for x in network.std],
+        "seed": seed,
+        "steps": network.step,
+        "seconds": summary.seconds(workdir),
+        "versions": circumstances.get("versions", summary.versions()),
+        "device": circumstances.get("device", summary.device()),
+        "date": datetime.date.today().isoformat(),
+        "variables_sha256": known,
+        "recipe": _elsewhere(network.config),
+        "data": dict(network.record),
+    }
+
+
+def _elsewhere(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a configuration without the folders of the machine it was run on."""
+    found: dict[str, Any] = {}
+    for name, value in resolved.items():
+        path = prefix + name
+        found[name] = _elsewhere(value, f"{path}.") if isinstance(value, Mapping) else _HERE.get(path, value)
+    return found
+
+
+def _data(workdir: pathlib.Path, network: finished.Finished, data_dir: str | None) -> Dataset:
+    given = network.config["data"]
+    dataset = experiment.load_data({"data": {**given, "data_dir": data_dir or given["data_dir"]}})
+    if dataset.digest != network.record["digest"]:
+        raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
+    return dataset
+
+
+def _said(file: pathlib.Path, name: str, entry: Mapping[str, Any], workdir: pathlib.Path) -> str:
+    held = sum(part["bytes"] for part in entry["parts"])
+    lines = [
+        f"{file}: {name}, {entry['model']} for {entry['dataset']}, {entry['params']:,} parameters, {held / 1e6:.1f} MB "
+        f"in {len(entry['parts'])} file{'s' * (len(entry['parts']) > 1)}",
+        f"test accuracy   {100 * entry['test_accuracy']:.2f} % of the rounded weights  ({entry['test_images']} images)",
+    ]
+    closing = workdir / summary.SUMMARY
+    before = finished.read(closing)["student"] if closing.exists() else {}
+    own = before.get("seeds", {}).get(str(entry["seed"]), before).get("test_accuracy")
+    if own is not None:
+        lines.append(f"                {100 * own:.2f} % before they were rounded")
+    lines.append(
+        f"as a teacher    --config.teacher.model={entry['model']} --config.teacher.checkpoint=pretrained:{name}"
+    )
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows all flags")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "python -m experiments.publish_teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--note", default=_NOTE)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with these arguments, the program's name first; returns its exit status, 2 for a mistake."""
+    try:
+        given = _parser().parse_args(argv[1:])
+        logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
+        machine.prepare()
+        text = publish(given.workdir, given.name, seed=given.seed, data_dir=given.data_dir, note=given.note)
+    except UserError as error:
+        sys.stderr.write(f"gkd_jax: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

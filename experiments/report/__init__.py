@@ -1,0 +1,1 @@
+"""What a grid found: tables with honest statistics, and figures, as Markdown and as one HTML page."""

@@ -1,0 +1,74 @@
+"""What a grid found, as tables and figures.
+
+    python -m experiments.report DIR [--publish FOLDER]
+
+DIR is the --out folder of python -m experiments.grid, however much of it is finished. Written there: report.md,
+report.html (one file with everything in it) and figures/. Exit status: 0, or 2 for a mistake.
+
+  --publish   copy the report, and of each run config.json, summary.json and metrics.jsonl, to a folder to be committed
+"""
+
+import argparse
+import datetime
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from experiments.report import markdown, page
+from experiments.report.collect import collect
+from experiments.report.publish import MARKDOWN, PAGE, check, publish
+from experiments.report.report import compose
+from gkd_jax.errors import UserError
+from gkd_jax.reporting.files import write_bytes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes a report; the arguments begin behind the program's name. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--publish", type=pathlib.Path, metavar="FOLDER")
+    given = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # an accelerator has better to do than drawing curves
+    command = shlex.join(["python", "-m", "experiments.report", *argv])
+    try:
+        written = write(given.folder, given.publish, command)
+    except UserError as error:
+        sys.stderr.write(f"gkd_jax: {error}\n")
+        return 2
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"gkd_jax: a report needs {error.name}: pip install 'gkd_jax[experiments]'\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 2
+    sys.stdout.write(f"{written}\n")
+    return 0
+
+
+def write(folder: pathlib.Path, target: pathlib.Path | None, command: str) -> str:
+    """Writes the report of the grid in `folder`, publishes it to `target` if that is given, and returns what was done.
+
+    Raises:
+      UserError: if something given cannot work.
+    """
+    found = collect(folder)
+    if target is not None:
+        check(found, target)
+    report = compose(found, command, datetime.datetime.now(datetime.UTC))
+    write_bytes(folder / MARKDOWN, markdown.render(report).encode())
+    write_bytes(folder / PAGE, page.render(report).encode())
+    done = f"{len(found.runs)} of {len(found.grid['cells'])} cells: {folder / MARKDOWN}, {folder / PAGE}"
+    if target is not None:
+        pictures = [picture.file for section in report.sections for picture in section.pictures]
+        publish(found, pictures, target)
+        done += f"; published to {target}"
+    return done
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

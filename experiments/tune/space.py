@@ -1,0 +1,123 @@
+"""What is searched: numbers of a configuration, and in which bounds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from gkd_jax import curves
+from gkd_jax.errors import UserError, unknown
+
+_FACTOR = 10.0
+_INFLECTION, _RATE, _TEMPERATURE = (0.05, 0.4), (4.0, 20.0), (1.0, 8.0)
+_GOMPERTZ = "gompertz"
+
+
+class Parameter(NamedTuple):
+    """A number that is searched.
+
+    Attributes:
+      name: "weight.LABEL", "inflection", "rate" or "temperature".
+      low, high: its bounds.
+      log: whether it is drawn uniformly by its logarithm.
+      given: what the configuration has; of several fields the first's.
+      fields: of the configuration, which it is put into.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    given: float
+    fields: tuple[str, ...]
+
+
+def space(config: ConfigDict, kinds: Sequence[str] | None = None) -> tuple[Parameter, ...]:
+    """Returns what is searched of a configuration.
+
+    Args:
+      config: as its file and the flags have it.
+      kinds: keys of `KINDS`; None for all that the configuration has.
+
+    Raises:
+      UserError: if there is no such kind, or the configuration has nothing of one or of all.
+    """
+    found = []
+    for kind in KINDS if kinds is None else dict.fromkeys(kinds):
+        if kind not in KINDS:
+            raise unknown("kind of --space", kind, KINDS)
+        parameters = list(KINDS[kind](config))
+        if kinds is not None and not parameters:
+            raise UserError(f"--space: the objective has nothing of the kind {kind!r}")
+        found += parameters
+    if not found:
+        raise UserError(f"the objective has nothing to search: no {' and no '.join(KINDS)}")
+    return tuple(found)
+
+
+def _weights(config: ConfigDict) -> Iterator[Parameter]:
+    for label, line in _terms(config):
+        weight = float(line.weight)
+        field = f"objective.terms.{label}.weight"
+        yield Parameter(f"weight.{label}", weight / _FACTOR, weight * _FACTOR, True, weight, (field,))
+
+
+def _inflection(config: ConfigDict) -> Iterator[Parameter]:
+    # A displacement says the same otherwise, and both together are refused
+    blocks = {field: block for field, block in _gompertz(config).items() if block.get("displacement") is None}
+    yield from _together("inflection", _INFLECTION, blocks)
+
+
+def _rate(config: ConfigDict) -> Iterator[Parameter]:
+    yield from _together("rate", _RATE, _gompertz(config))
+
+
+def _temperature(config: ConfigDict) -> Iterator[Parameter]:
+    # CRD's 0.07 sharpens, another number of the same name; 1 is left out, and that of terms which do not use theirs
+    softening = {
+        f"objective.terms.{label}": line
+        for label, line in _terms(config)
+        if isinstance(line.get("temperature"), int | float) and line.temperature > 1
+    }
+    yield from _together("temperature", _TEMPERATURE, softening)
+
+
+KINDS: dict[str, Callable[[ConfigDict], Iterator[Parameter]]] = {
+    "weights": _weights,
+    "inflection": _inflection,
+    "rate": _rate,
+    "temperature": _temperature,
+}
+
+
+def _terms(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Yields the lines with a teacher that are not switched off."""
+    for label, line in config.objective.terms.items():
+        if line.weight > 0:
+            yield label, line
+
+
+def _gompertz(config: ConfigDict) -> dict[str, Any]:
+    """Returns the Gompertz schedules that weigh something, by field."""
+    objective = config.objective
+    if objective.mode == "convex":
+        blocks = {"objective.schedule": objective.schedule}
+    else:
+        blocks = {"objective.ce.schedule": objective.ce.schedule}
+        blocks |= {f"objective.terms.{label}.schedule": line.schedule for label, line in _terms(config)}
+    return {field: block for field, block in blocks.items() if block.name == _GOMPERTZ}
+
+
+def _together(name: str, bounds: tuple[float, float], blocks: dict[str, Any]) -> Iterator[Parameter]:
+    """Yields one parameter for the field `name` of all these blocks, if there are any."""
+    if not blocks:
+        return
+    given = next(iter(blocks.values())).get(name)
+    if given is None:
+        given = curves.PARAMETERS[_GOMPERTZ][name]
+    yield Parameter(name, *bounds, False, float(given), tuple(f"{field}.{name}" for field in blocks))
+
+
+def fields(parameters: Sequence[Parameter], values: dict[str, float]) -> dict[str, float]:
+    """Returns the values of parameters, given by name, by field of the configuration."""
+    return {field: values[parameter.name] for parameter in parameters for field in parameter.fields}
