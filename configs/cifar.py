@@ -9,8 +9,9 @@
 
 METHOD is gompertz_cnn if it is left out; experiments/pairs.md lists all, with their settings and sources.
 METHOD+gompertz gives any that has terms Gompertz weights, METHOD@tuned the settings that experiments.tune --keep chose.
-A teacher that is not there yet (teacher.checkpoint) is trained first, in WORKDIR/teacher. The recipe (240 epochs, batch 64, drops at 150, 180 and 210, weight decay 5e-4;
-learning rate 0.05, or 0.01 for mobile and shuffle nets) is RepDistiller's.
+A teacher that is not there yet (teacher.checkpoint) is trained first, in WORKDIR/teacher. The recipe (240 epochs, batch
+64, drops at 150, 180 and 210, weight decay 5e-4; learning rate 0.05, or 0.01 for mobile and shuffle nets) is
+RepDistiller's.
 
 Expected result: the full recipe has not been run yet; experiments/results has short runs with their times.
 """
