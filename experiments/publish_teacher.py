@@ -26,7 +26,7 @@ from gkd_jax import machine
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_bytes, write_json
-from gkd_jax.training import checkpoint, experiment, finished, parts, pretrained, summary
+from gkd_jax.training import checkpoint, experiment, finished, imported, parts, pretrained, summary
 
 ALL = 200 * 10**6  # bytes of all teachers in a manifest: what a clone of the repository may take
 _LICENCE = "Apache-2.0"
@@ -36,7 +36,13 @@ _HERE = {"data.data_dir": None, "compilation_cache": "auto", "teacher.cache_dir"
 
 
 def publish(
-    workdir: pathlib.Path, name: str, *, seed: int | None = None, data_dir: str | None = None, note: str = _NOTE
+    workdir: pathlib.Path,
+    name: str,
+    *,
+    seed: int | None = None,
+    data_dir: str | None = None,
+    note: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """Writes a finished run's network beside the manifest and into it, and returns what there is to say of it.
 
@@ -45,17 +51,23 @@ def publish(
       name: for the manifest.
       seed: which of several students; the first by default.
       data_dir: of the run's data set; where its configuration says by default.
-      note: for the manifest.
+      note: for the manifest, where the network comes from; needed of one that was imported.
+      licence: likewise.
 
     Raises:
-      UserError: if the run is not finished, its data set is not there or another one, the name is taken by another
-        network, or the manifest would grow too large.
+      UserError: if the run is not finished, its network was imported and nothing is said of where it comes from, its
+        data set is not there or another one, the name is taken by another network, or the manifest would grow too
+        large.
     """
     if not pretrained.NAME.fullmatch(name):
         raise UserError(f"--name is {name!r}; it must be made of letters, digits and . + - _")
     network = finished.load(workdir, seed=seed)
     if finished.reuses(network.config):
         raise UserError(f"{workdir}: its student speaks through its teacher's classifier, which is not published")
+    if imported.RECORD in network.record and not (note and licence):
+        raise UserError(
+            f"{workdir} holds imported weights: say where they come from by --note, and under which --licence"
+        )
     file = pretrained.manifest_file()
     teachers = pretrained.read(file) if file.exists() else {}
     contents = parts.pack(network.variables)
@@ -74,8 +86,8 @@ def publish(
         **{key: found[key] for key in ("test_accuracy", "test_top5", "test_ece", "test_nll", "params")},
         "test_images": len(dataset.test_images),
         "parts": [parts.describe(part, content)._asdict() for part, content in files.items()],
-        "licence": _LICENCE,
-        "note": note,
+        "licence": licence or _LICENCE,
+        "note": note or _NOTE,
     }
     teachers = dict(sorted({**teachers, name: entry}.items()))
     total = sum(part["bytes"] for other in teachers.values() for part in other["parts"])
@@ -164,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--data_dir")
-    parser.add_argument("--note", default=_NOTE)
+    parser.add_argument("--note", help=f"where it comes from; by default {_NOTE!r}")
+    parser.add_argument("--licence", help=f"by default {_LICENCE}")
     return parser
 
 
@@ -174,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
         given = _parser().parse_args(argv[1:])
         logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
         machine.prepare()
-        text = publish(given.workdir, given.name, seed=given.seed, data_dir=given.data_dir, note=given.note)
+        text = publish(**vars(given))
     except UserError as error:
         sys.stderr.write(f"gkd_jax: {error}\n")
         return 2

@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from gkd_jax.schedules import Bounds, Weight, positive, progress, stage_bounds
 
-_RATES = (2.0, 40.0)  # what the fitted rate lies between
+_RATES = (4.0, 40.0)  # what the fitted rate lies between: slower curves have not grown up by the end of the run
+_HASTE = 2.0  # how much steeper than the given curve the weight may become, where a new fit asks for more at once
 # How far from the curve an accuracy usually lies, and how far from what is expected the fitted inflection, the
 # logarithm of the fitted rate and the accuracy in the end: with few epochs the latter decide, with many the accuracies
 _NOISE, _INFLECTION, _RATE, _PEAK = 0.02, 0.15, 0.5, 0.2
@@ -28,15 +29,17 @@ def gompertz_adaptive(
 
     .. math::
 
-      w(t) = \max(w_0,\; P \exp(-\exp(-c (t - t^*))))
+      w(t) = P \min\big(\max(g_0, G(t)),\; g_0 + 2 (c_0 / e) (t - t_0)\big), \qquad
+      G(t) = \exp(-\exp(-c (t - t^*)))
 
-    with the fitted :math:`t^*` and :math:`c`, where P is `peak_value` and :math:`w_0` the weight reached so far: it
-    follows the stage of the student's growth and never falls. The fit is by least squares within bounds,
-    :math:`\max_e a_e \le A \le 1`, `min_inflection` :math:`\le t^* \le 1`, :math:`2 \le c \le 40`, robust to single
-    epochs (soft L1), and drawn to the given inflection and rate, so that a few epochs do not move it far, and to
-    A = 0.9, since the slow start of a curve to a high accuracy looks like the whole of one to a low accuracy. The lower
-    bound of the inflection matters: an accuracy often grows the slower the longer from the first epoch on, which
-    without it would be saturation at once.
+    with the fitted :math:`t^*` and :math:`c`, where P is `peak_value`, :math:`t_0` the end of the epoch and
+    :math:`g_0` what w / P had reached there: the weight follows the stage of the student's growth, never falls, and
+    rises at most twice as steeply as the curve of the given rate :math:`c_0`, so that a new fit is no jump. The fit is
+    by least squares within bounds, :math:`\max_e a_e \le A \le 1`, `min_inflection` :math:`\le t^* \le 1`, :math:`4
+    \le c \le 40`, robust to single epochs (soft L1), and drawn to the given inflection and rate, which decide where
+    accuracies say little, and to A = 0.9, since the slow start of a curve to a high accuracy looks like the whole of
+    one to a low accuracy. The lower bound of the inflection matters: an accuracy often grows the slower the longer
+    from the first epoch on, which without it would be saturation at once, and with it is an inflection at that bound.
 
     Args:
       peak_value: P.
@@ -46,11 +49,11 @@ def gompertz_adaptive(
       transition_steps: steps of the run.
 
     Returns:
-      A weight with the parameters "inflection", "rate" and "reached" (the :math:`w_0` in units of P), float32 scalars.
-      Fits run on the host: `refit` is not for `jax.jit`.
+      A weight with the parameters "inflection", "rate", "reached" (:math:`g_0`) and "since" (:math:`t_0`), float32
+      scalars. Fits run on the host: `refit` is not for `jax.jit`.
 
     Raises:
-      ValueError: if `rate` is not between 2 and 40, `min_inflection` not above 0 and below 1, `inflection` not between
+      ValueError: if `rate` is not between 4 and 40, `min_inflection` not above 0 and below 1, `inflection` not between
         `min_inflection` and 1, or `transition_steps` not above 0.
 
     References:
@@ -65,9 +68,12 @@ def gompertz_adaptive(
     if not min_inflection <= inflection <= 1:
         raise ValueError(f"inflection must be between min_inflection, {min_inflection}, and 1, not {inflection}")
 
+    steepest = _HASTE * rate / math.e
+
     def grown(params: Mapping[str, Any], t: Any) -> Array:
         curve = jnp.exp(-jnp.exp(-params["rate"] * (t - params["inflection"])))
-        return jnp.maximum(params["reached"], curve)
+        most = params["reached"] + steepest * (t - params["since"])
+        return jnp.minimum(jnp.maximum(params["reached"], curve), most)
 
     def at(params: Mapping[str, Any], step: Any) -> Array:
         return peak_value * grown(params, progress(step, transition_steps))
@@ -79,13 +85,14 @@ def gompertz_adaptive(
         if not len(accuracies):
             return params
         found = fit(accuracies, epochs, inflection, rate, min_inflection)
-        reached = grown(params, jnp.float32(len(accuracies)) / epochs)
-        return {"inflection": jnp.float32(found[0]), "rate": jnp.float32(found[1]), "reached": reached}
+        now = jnp.float32(len(accuracies)) / epochs
+        fitted = {"inflection": jnp.float32(found[0]), "rate": jnp.float32(found[1])}
+        return {**fitted, "reached": grown(params, now), "since": now}
 
     def bounds(params: Mapping[str, Any]) -> Bounds:
         return stage_bounds("gompertz", float(params["inflection"]), float(params["rate"]))
 
-    start = {"inflection": inflection, "rate": rate, "reached": 0.0}
+    start = {"inflection": inflection, "rate": rate, "reached": 0.0, "since": -1.0}
     return Weight({name: jnp.float32(value) for name, value in start.items()}, at, refit, bounds)
 
 

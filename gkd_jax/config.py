@@ -106,7 +106,7 @@ def default() -> ConfigDict:
     config.teacher = ConfigDict(
         {
             "model": "resnet56",
-            "checkpoint": config_dict.placeholder(str),
+            "checkpoint": config_dict.placeholder(str),  # a finished run's directory, or pretrained:NAME
             "epochs": 240,
             "batch_size": 64,
             "seed": 0,

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """The loss of a run, or its gradient, became NaN or infinite."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `" (did you mean 'x'?)"` for the known name closest to `name`, or `""` if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

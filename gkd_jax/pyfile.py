@@ -58,7 +58,7 @@ def call(flag: str, name: str, function: str, kind: type[T], example: str) -> T:
     if not isinstance(returned, kind):
         raise UserError(
             f"{flag}: {file}: {function}() returned {type(returned).__name__}; it must return an "
-            f"{kind.__module__.partition('.')[0]}.{kind.__name__}, such as {example}"
+            f"{kind.__module__}.{kind.__name__}, such as {example}"
         )
     return returned
 

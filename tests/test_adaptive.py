@@ -70,6 +70,24 @@ def test_a_few_epochs_do_not_move_it_far():
     assert abs(math.log(float(params["rate"]) / 10)) < 0.4
 
 
+@pytest.mark.parametrize("epochs", [20, 240])
+@pytest.mark.parametrize(("first", "gain"), [(0.3, 0.4), (0.03, 0.32), (0.1, 0.8)])
+def test_no_jump_and_grown_up_in_the_end(epochs, first, gain):
+    """Concave accuracies, as real ones are: no step changes the weight by more than twice what the plain curve's do."""
+    steps = 10 * epochs
+    weight, found = gompertz_adaptive(1.0, 0.3, 10.0, 0.1, steps), []
+    accuracies = np.concatenate([first + gain * ((np.arange(epochs) + 0.5) / epochs) ** 0.6])
+    params = weight.init
+    for epoch in range(epochs):
+        found += [float(weight.at(params, 10 * epoch + step)) for step in range(10)]
+        history = np.full(epochs, np.nan)
+        history[: epoch + 1] = accuracies[: epoch + 1]
+        params = weight.refit(params, history)
+    steepest = 10 / math.e / steps  # of the plain curve
+    assert np.diff(found).max() <= 2 * steepest + 1e-6
+    assert found[-1] > 0.95
+
+
 def test_concave_from_the_start_is_not_saturation():
     accuracies = 0.9 * (1 - np.exp(-8 * _middles(EPOCHS)))
     for least in (0.05, 0.15, 0.25):
@@ -148,5 +166,5 @@ def test_an_option_cannot_be_fitted():
 
 def test_by_name():
     weight = curves.create("gompertz_adaptive", {"rate": 5, "min_inflection": 0.2}, STEPS, int)
-    assert set(weight.init) == {"inflection", "rate", "reached"}
+    assert set(weight.init) == {"inflection", "rate", "reached", "since"}
     assert float(weight.init["rate"]) == 5

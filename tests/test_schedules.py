@@ -242,7 +242,7 @@ def test_only_s_curves_have_stages():
         ("gompertz", {"inflection": 0.2, "displacement": 3.0}, "inflection or displacement, not both"),
         ("gompertz", {"displacement": -3.0}, "'gompertz': displacement must be a finite number above 0, not -3.0"),
         ("gompertz", {"displacement": 3.0, "rate": 0}, "rate must be a finite number above 0, not 0"),
-        ("gompertz_adaptive", {"rate": 50.0}, "rate must be between 2 and 40, not 50"),
+        ("gompertz_adaptive", {"rate": 50.0}, "rate must be between 4 and 40, not 50"),
         ("gompertz_adaptive", {"min_inflection": 0}, "min_inflection must be above 0 and below 1, not 0"),
         ("gompertz_adaptive", {"inflection": 0.05}, "inflection must be between min_inflection, 0.1, and 1, not 0.05"),
         ("gompertz", {"rate": "fast"}, "rate must be a finite number, not 'fast'"),

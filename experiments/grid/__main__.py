@@ -130,7 +130,7 @@ def _record(grid: Grid, given: argparse.Namespace, out: pathlib.Path, command: s
 
 
 def _bare(grid: str) -> str:
-    """Returns a grid's file without its folder, which differs from machine to machine, and its argument."""
+    """Returns FILE.py:ARGUMENT without the file's folder, which differs from machine to machine."""
     return re.sub(r"^.*[/\\](?=[^/\\:]+\.py)", "", grid)
 
 

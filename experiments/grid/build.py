@@ -67,15 +67,15 @@ def said(c: ConfigDict) -> str:
 
 
 def under(c: ConfigDict, schedule: ConfigDict) -> None:
-    """Puts all terms but cross-entropy under a schedule; the objective is then no recipe's any more."""
-    for line in c.objective.terms.values():
+    """Puts all terms but cross-entropy, of any view, under a schedule; the objective is then no recipe's any more."""
+    for line in recipes.distilling(c).values():
         line.schedule = copy.deepcopy(schedule)
     c.recipe = None
 
 
 def schedule_of(c: ConfigDict) -> str:
-    """Returns the schedule of a configuration's terms, for a label: "none" without terms, "gompertz+linear" for two."""
-    names = dict.fromkeys(line.schedule.name for line in c.objective.terms.values() if line.weight)
+    """Returns the schedule of all terms but cross-entropy, for a label: "none" without, "gompertz+linear" for two."""
+    names = dict.fromkeys(line.schedule.name for line in recipes.distilling(c).values() if line.weight)
     return "+".join(names) or "none"
 
 

@@ -8,6 +8,10 @@ from experiments.grid.tasks import Outcome, Task
 class Engine(Protocol):
     """Runs tasks at once, as many as it has room for, each by `python -m experiments.grid.worker FOLDER/task.json`."""
 
+    def slots(self) -> int:
+        """Returns how many tasks run at once; an engine may have room for more, which then queue."""
+        ...
+
     def room(self) -> bool:
         """Returns whether another task may be started now."""
         ...

@@ -41,6 +41,10 @@ class LocalEngine:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._shares = [cores[slot::workers] for slot in range(workers)] if 1 < workers <= len(cores) else []
 
+    def slots(self) -> int:
+        """Returns how many tasks run at once."""
+        return self._workers
+
     def room(self) -> bool:
         """Returns whether another task may be started now."""
         return len(self._running) < self._workers
@@ -80,8 +84,9 @@ class LocalEngine:
         del self._running[name]
         self._let_go(running)
         printed = process.tail(process.log(running.task), running.log_size)
-        error = process.error(running.process.returncode, printed)
-        return Outcome(name, error, time.monotonic() - running.began)
+        code = running.process.returncode
+        elsewhere = code == process.AT_WORK
+        return Outcome(name, process.error(code, printed), time.monotonic() - running.began, elsewhere)
 
     def close(self) -> None:
         """Ends what runs, SIGTERM first, so that the runs save themselves; returns when nothing runs any more."""

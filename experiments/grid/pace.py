@@ -46,7 +46,8 @@ def remaining(run: Run, now: float | None = None) -> float | None:
 
     A task's work is its epochs times its seeds. A waiting task's work takes as long as that of the finished and running
     tasks that train the same network, on average; where there are none, as that of all. A running task's remaining
-    epochs take as long as its own so far. The sum is shared among as many processes as run now.
+    epochs take as long as its own so far. The sum is shared among as many processes as run now,
+    of those that the engine was handed.
 
     Args:
       run: whose tasks they are.
@@ -56,8 +57,8 @@ def remaining(run: Run, now: float | None = None) -> float | None:
     paces: dict[str, list[float]] = {}
     running: dict[str, Reading] = {name: read(run.tasks[name]) for name in run.those(RUNNING)}
     for name in run.those(DONE):
-        seconds = run.status[name].seconds
-        if (seconds := _earlier(run.tasks[name]) if seconds is None else seconds) is not None:
+        # A run that was gone on with took longer than its process here, which began in the middle
+        if seconds := max(run.status[name].seconds or 0.0, _summed(run.tasks[name])):
             paces.setdefault(_network(run.tasks[name]), []).append(seconds / _work(run.tasks[name]))
     for name, reading in running.items():
         if reading.epoch:
@@ -77,7 +78,7 @@ def remaining(run: Run, now: float | None = None) -> float | None:
             left = reading.seconds * (reading.epochs / reading.epoch - 1) if reading.epoch else expected - spent
             expected = max(left, 0.0)
         total += expected
-    return total / max(len(running), 1)
+    return total / max(min(len(running), run.slots or len(running)), 1)
 
 
 def _network(task: Task) -> str:
@@ -88,10 +89,10 @@ def _work(task: Task) -> int:
     return int(task.config["epochs"]) * max(len(task.config["seeds"]), 1)
 
 
-def _earlier(task: Task) -> float | None:
-    """Returns how long a task that was done before took."""
+def _summed(task: Task) -> float:
+    """Returns how long a finished task took in all the processes that worked on it; 0 where nobody wrote it down."""
     found = summarised(task).get("seconds")
-    return found if isinstance(found, int | float) else None
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def summarised(task: Task) -> dict[str, Any]:

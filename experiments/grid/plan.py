@@ -13,7 +13,9 @@ from experiments.grid.cells import Cell
 from experiments.grid.tasks import Task
 from gkd_jax import config, identity
 from gkd_jax.errors import UserError
-from gkd_jax.training import experiment, summary
+from gkd_jax.reporting.files import write_json
+from gkd_jax.training import experiment, summary, workdir
+from gkd_jax.training import finished as left
 from gkd_jax.training.resolve import resolve
 
 
@@ -127,13 +129,54 @@ def differences(task: Task) -> list[str]:
     file = task.folder / tasks.TASK
     if not file.exists():
         return []
-    before = tasks.read(file).config
-    if before == task.config:
+    before = tasks.read(file)
+    if before.config == task.config:
         return []
     try:
-        return identity.differences(_resolve(task.config), _resolve(before))
+        return identity.differences(_placeless(task), _placeless(before))
     except UserError as error:
         return [str(error)]
+
+
+def _placeless(task: Task) -> dict[str, Any]:
+    """Returns a task's resolved configuration with its shared teacher's name for the folder: a grid may be moved."""
+    resolved = _resolve(task.config)
+    if task.needs:
+        resolved["teacher"]["checkpoint"] = task.needs[0]
+    return resolved
+
+
+def continued(task: Task) -> Task:
+    """Returns a task such that it goes on with the run in its folder, which may name the shared teacher otherwise.
+
+    A run keeps the path that it was begun with as long as that is the same folder. If it is not, as when the grid was
+    moved or is started from another working directory, the run's own configuration is given the new path. That the
+    teacher is still the same one is seen by its parameters when the run goes on.
+
+    Args:
+      task: whose teacher is trained, and whose folder no process is at work in.
+
+    Raises:
+      UserError: if the run's configuration cannot be read or written.
+    """
+    file = task.folder / left.CONFIG
+    if not task.needs or not file.exists():
+        return task
+    here, known = task.config["teacher"]["checkpoint"], left.read(file)
+    there = known["teacher"]["checkpoint"]
+    if there == here:
+        return task
+    if _same_folder(there, here):
+        return task._replace(config={**task.config, "teacher": {**task.config["teacher"], "checkpoint": there}})
+    write_json(file, {**known, "teacher": {**known["teacher"], "checkpoint": here}})
+    return task
+
+
+def _same_folder(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def finished(task: Task) -> bool:
@@ -147,16 +190,5 @@ def finished(task: Task) -> bool:
 
 
 def held(task: Task) -> bool:
-    """Returns whether a process, here or on another machine, is at work on a task's run: whether its lock is taken."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        with (task.folder / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # none was ever at work, or the disk knows no locks
-        return False
-    return False
+    """Returns whether a process, here or on another machine, is at work on a task's run."""
+    return workdir.held(task.folder)

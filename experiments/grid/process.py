@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from experiments.grid import tasks
 from experiments.grid.tasks import Task
 
-# What `gkd_jax.training.workdir.alone_in` says where another process holds the lock of a run
-_AT_WORK = "another process is at work on this run"
+AT_WORK = 75
+"""Exit code of a worker that found another process at work on its run: EX_TEMPFAIL of sysexits.h."""
 _LAST = 1 << 16  # bytes at a log's end that are looked at for the reason
 
 
@@ -40,7 +40,7 @@ def error(returncode: int, printed: str) -> str | None:
     if returncode > 128:  # as the worker ends after a signal that it caught, and a shell after any
         stopped = [line for line in lines if line.startswith("gkd_jax: ") and "stopped by" in line]
         return re.sub(r"^gkd_jax: ", "", stopped[-1]) if stopped else _crashed(returncode - 128)
-    if returncode == 2:
+    if returncode in (2, AT_WORK):
         return said
     return f"its process ended with exit code {returncode}: {_exception(lines) or said}"
 
@@ -60,11 +60,6 @@ def _crashed(number: int) -> str:
         name = f"signal {number}"
     why = {"SIGKILL": "; the system kills so where memory runs out", "SIGSEGV": ", a crash in compiled code"}
     return f"its process was killed by {name}{why.get(name, '')}"
-
-
-def at_work_elsewhere(found: str | None) -> bool:
-    """Returns whether an error says that another process is at work on the same run."""
-    return found is not None and _AT_WORK in found
 
 
 def tail(file: pathlib.Path, since: int = 0, size: int = _LAST) -> str:

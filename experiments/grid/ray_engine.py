@@ -74,7 +74,7 @@ class RayEngine:
         self._gpus = options.get("num_gpus", 0.0)
         self._wanted = {"CPU": options.get("num_cpus", 1), **{_DETECTED[name]: options[name] for name in options}}
         self._wanted.update(named)
-        if not self._slots():
+        if not self.slots():
             found = "; ".join(_had(node, self._wanted) for node in self._nodes())
             self.close()
             raise UserError(f"no node of the Ray cluster has {_listed(self._wanted)} for a task; they have: {found}")
@@ -82,9 +82,13 @@ class RayEngine:
         self._ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._serve = self._ray.remote(max_retries=retries, resources=named, **options)(serve)
 
+    def slots(self) -> int:
+        """Returns how many tasks the cluster's nodes hold at once."""
+        return slots(self._nodes(), self._wanted)
+
     def room(self) -> bool:
         """Returns whether another task may be started now: Ray queues, so a few more than the nodes hold."""
-        return len(self._running) < self._slots() + _SPARE
+        return len(self._running) < self.slots() + _SPARE
 
     def start(self, task: Task) -> None:
         """Hands a task to Ray, which starts it as soon as a node has its resources."""
@@ -126,13 +130,11 @@ class RayEngine:
         except self._ray.exceptions.RayError as error:
             return Outcome(task.name, f"Ray gave it up: {_first_line(error)}", time.monotonic() - since)
         printed = process.tail(process.log(task), size)
-        return Outcome(task.name, trouble or process.error(code, printed), seconds)
+        elsewhere = trouble is None and code == process.AT_WORK
+        return Outcome(task.name, trouble or process.error(code, printed), seconds, elsewhere)
 
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-
-    def _slots(self) -> int:
-        return slots(self._nodes(), self._wanted)
 
 
 class _Started(NamedTuple):

@@ -44,11 +44,13 @@ class Run:
     Attributes:
       tasks: in their order, every teacher before the cells that need it.
       status: of each, by its name.
+      slots: how many the engine runs at once; None before `go`.
     """
 
     def __init__(self, given: Sequence[Task]):
         """Looks which tasks are done already, and starts nothing."""
         self.tasks = {task.name: task for task in given}
+        self.slots: int | None = None
         self.status = {name: Status(DONE if plan.finished(task) else WAITING) for name, task in self.tasks.items()}
         for name, status in self.status.items():
             if status.state == DONE:
@@ -83,6 +85,7 @@ class Run:
           UserError: if the grid's folder cannot be written.
         """
         while not stopped():
+            self.slots = engine.slots()
             self._start(engine)
             watch(self)
             if not self.those(RUNNING) and not any(map(self.wanted, self.tasks)):
@@ -123,13 +126,17 @@ class Run:
             return self._set(task, Status(DONE, time.monotonic()))
         if plan.held(task):
             return self._set(task, Status(WAITING, time.monotonic(), elsewhere=True))
+        try:
+            task = plan.continued(task)
+        except UserError as error:
+            return self._fail(task, str(error), log=False)
         tasks.write(task)
         engine.start(task)
         return self._set(task, Status(RUNNING, time.monotonic()))
 
     def _ended(self, outcome: Outcome) -> None:
         task = self.tasks[outcome.name]
-        if process.at_work_elsewhere(outcome.error):  # between the look at its lock and its own taking it
+        if outcome.elsewhere:  # between the look at its lock and its own taking it
             self._set(task, Status(WAITING, time.monotonic(), elsewhere=True))
         elif outcome.error is not None:
             self._fail(task, outcome.error, seconds=outcome.seconds)

@@ -36,11 +36,13 @@ class Outcome(NamedTuple):
       name: of the task.
       error: one or a few lines; None if it finished.
       seconds: that its process took.
+      elsewhere: whether it ended because another process is at work on the same run.
     """
 
     name: str
     error: str | None
     seconds: float
+    elsewhere: bool = False
 
 
 def write(task: Task) -> None:

@@ -7,7 +7,7 @@
 
 It runs the grid file for what that registers, then the task's configuration as `python -m gkd_jax.main` would, in
 FOLDER, and prints the same. Exit status: 0 finished, 2 for a mistake, whose sentence is the last line on the standard
-error stream, 128 + n after signal n, when everything is saved.
+error stream, 75 if another process is at work on the run, 128 + n after signal n, when everything is saved.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.grid import cells, tasks
+from experiments.grid import cells, process, tasks
 from gkd_jax.command import Command
 from gkd_jax.errors import UserError
 from gkd_jax.main import execute
 from gkd_jax.training.stop import Interrupted
+from gkd_jax.training.workdir import AtWork
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
         task = tasks.read(given.task)
         cells.load(task.grid)
         text = execute(Command(ConfigDict(task.config), "train", task.folder, ""))
+    except AtWork as error:
+        sys.stderr.write(f"gkd_jax: {error}\n")
+        return process.AT_WORK
     except UserError as error:
         sys.stderr.write(f"gkd_jax: {error}\n")
         return 2

@@ -49,6 +49,19 @@ class Run:
         part: Mapping[str, Any] = self.summary["student"]
         return part
 
+    @property
+    def overhead(self) -> np.ndarray:
+        """Seconds of each epoch that went into compilation and the teacher's cache; 0 where none were recorded."""
+        return self._recorded("seconds_compile") + self._recorded("seconds_cache")
+
+    @property
+    def filling(self) -> float:
+        """Seconds that the run spent on filling the teacher's cache."""
+        return float(self._recorded("seconds_cache").sum())
+
+    def _recorded(self, field: str) -> np.ndarray:
+        return np.asarray([record.get(field) or 0.0 for record in self.records], dtype=float)
+
     @functools.cached_property
     def seeds(self) -> dict[str, Mapping[str, Any]]:
         """What the summary says of each seed's student."""

@@ -87,7 +87,7 @@ def wall_time(group: Group, folder: pathlib.Path) -> Picture | None:
     if not shown:
         return None
     file = f"{group.slug}-wall-time.png"
-    seconds = [np.cumsum([record["seconds"] for record in run.records]) for run in shown]
+    seconds = [np.cumsum([record["seconds"] for record in run.records] - run.overhead) for run in shown]
     unit, name = (60.0, "minutes") if max(row[-1] for row in seconds) > 600 else (1.0, "seconds")
     rows = [run.series("val_accuracy") for run in shown]
     if len(shown) <= _TOGETHER:
@@ -118,9 +118,10 @@ def wall_time(group: Group, folder: pathlib.Path) -> Picture | None:
         file,
         "Validation accuracy over wall time",
         f"Validation accuracy over the time that training took. At the end: {ends}.",
-        "Lines: mean over seeds; bands: one standard deviation. Times are as recorded, compilation within the first "
-        "epoch; other work on the same machine makes them longer. The baseline is black. The accuracies of the first "
-        "epochs may lie below the axis.",
+        "Lines: mean over seeds; bands: one standard deviation. Times are without compilation and without the filling "
+        "of the teacher's cache, which the first cell pays for all (with both, in the first epochs, for runs that did not "
+        "record them apart); other work on the same machine makes them longer. The baseline is black. The accuracies of "
+        "the first epochs may lie below the axis.",
         tuple(shown),
     )
 

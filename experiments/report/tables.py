@@ -119,7 +119,8 @@ def main_table(group: Group) -> Table:
         columns[measure.head] = lambda run, field=field, measure=measure: told(  # type: ignore[misc]
             spread([measure.factor * v for v in run.values(field).values()]), measure.digits
         )
-    columns["training (s)"] = lambda run: _number(run.student.get("seconds"), "{:,.0f}")
+    columns["training (s)"] = _training
+    columns["teacher's cache (s)"] = lambda run: _number(run.filling or None, "{:,.0f}")
     columns["images/s"] = lambda run: _number(run.summary.get("images_per_second"), "{:,.0f}")
     return _table(group, columns, lambda run: [run])
 
@@ -264,6 +265,11 @@ def _single_validation(one: tuple[Run, str], place: int) -> str:
     if found is None:
         return NONE
     return str(found[2]) if place == 2 else f"{100 * found[place]:.2f}"
+
+
+def _training(run: Run) -> str:
+    seconds = run.student.get("seconds")
+    return NONE if seconds is None else _number(seconds - run.overhead.sum(), "{:,.0f}")
 
 
 def _number(value: Any, form: str) -> str:

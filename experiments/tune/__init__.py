@@ -9,6 +9,7 @@ python -m experiments.tune --config FILE.py[:ARGUMENT] --out DIR --trials N [--s
                inflection   of the Gompertz schedules, together, in [0.05, 0.4]
                rate         of the Gompertz schedules, together, in [4, 20]
                temperature  of the terms that soften by one above 1, together, in [1, 8]
+             together are those of equal value; bounds are widened where they leave out the configuration's own
   --keep     writes the best values into gkd_jax/recipes/tuned.json, where METHOD@tuned finds them, and the study's
              record into experiments/results/tuning/NAME.json
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.tune.space import Parameter, fields
 from gkd_jax import config
-from gkd_jax.errors import UserError
+from gkd_jax.errors import Diverged
 from gkd_jax.recipes import tuned
 from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.messages import say
@@ -24,7 +24,6 @@ DATABASE, TRIALS, TEACHER, TEACHER_CACHE = "study.db", "trials", "teacher", "tea
 FAILED = "failed.json"
 _NAME = "tune"
 _SEED = 0
-_DIVERGED = "became NaN or infinite"  # as the training loop says it
 
 
 class Search(NamedTuple):
@@ -65,8 +64,7 @@ def opened(search: Search) -> Iterator[optuna.Study]:
     try:
         study = optuna.create_study(study_name=_NAME, storage=storage, direction="maximize", load_if_exists=True)
         if not study.get_trials(deepcopy=False):
-            inside = {p.name: p.given for p in search.parameters if p.low <= p.given <= p.high}
-            study.enqueue_trial(inside)
+            study.enqueue_trial({p.name: p.given for p in search.parameters})
         yield study
     finally:
         storage.remove_session()
@@ -121,9 +119,7 @@ def _run(search: Search, study: optuna.Study, number: int, values: dict[str, flo
     workdir = search.workdir(number)
     try:
         summary = experiment.run(search.resolved(values), workdir, stop, test=False)
-    except UserError as error:
-        if _DIVERGED not in str(error):
-            raise
+    except Diverged as error:
         write_json(workdir / FAILED, {"error": str(error)})
         study.tell(number, state=TrialState.FAIL)
         say(f"trial {number} failed: {error}")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from gkd_jax import curves
+from gkd_jax import curves, recipes
 from gkd_jax.errors import UserError, unknown
 
 _FACTOR = 10.0
@@ -17,10 +17,11 @@ class Parameter(NamedTuple):
     """A number that is searched.
 
     Attributes:
-      name: "weight.LABEL", "inflection", "rate" or "temperature".
+      name: "weight.LABEL", "inflection", "rate" or "temperature", and ".LABEL+LABEL" behind these three where the
+        configuration has several values of them.
       low, high: its bounds.
       log: whether it is drawn uniformly by its logarithm.
-      given: what the configuration has; of several fields the first's.
+      given: what the configuration has, in all the fields.
       fields: of the configuration, which it is put into.
     """
 
@@ -91,8 +92,8 @@ KINDS: dict[str, Callable[[ConfigDict], Iterator[Parameter]]] = {
 
 
 def _terms(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Yields the lines with a teacher that are not switched off."""
-    for label, line in config.objective.terms.items():
+    """Yields the lines that are no cross-entropy and not switched off."""
+    for label, line in recipes.distilling(config).items():
         if line.weight > 0:
             yield label, line
 
@@ -109,13 +110,19 @@ def _gompertz(config: ConfigDict) -> dict[str, Any]:
 
 
 def _together(name: str, bounds: tuple[float, float], blocks: dict[str, Any]) -> Iterator[Parameter]:
-    """Yields one parameter for the field `name` of all these blocks, if there are any."""
-    if not blocks:
-        return
-    given = next(iter(blocks.values())).get(name)
-    if given is None:
-        given = curves.PARAMETERS[_GOMPERTZ][name]
-    yield Parameter(name, *bounds, False, float(given), tuple(f"{field}.{name}" for field in blocks))
+    """Yields one parameter for each value that these blocks have in their field `name`, in bounds that include it."""
+    alike: dict[float, list[str]] = {}
+    for field, block in blocks.items():
+        given = block.get(name)
+        alike.setdefault(float(curves.PARAMETERS[_GOMPERTZ][name] if given is None else given), []).append(field)
+    for given, places in alike.items():
+        full = name if len(alike) == 1 else f"{name}.{'+'.join(map(_label, places))}"
+        low, high = min(bounds[0], given), max(bounds[1], given)
+        yield Parameter(full, low, high, False, given, tuple(f"{place}.{name}" for place in places))
+
+
+def _label(place: str) -> str:
+    return place.removeprefix("objective.").removeprefix("terms.").removesuffix(".schedule")
 
 
 def fields(parameters: Sequence[Parameter], values: dict[str, float]) -> dict[str, float]:

@@ -50,6 +50,11 @@ def warm_up() -> ConfigDict:
     return config.schedule("linear", init_value=0.0, end_value=1.0, begin="0ep", end="20ep")
 
 
+def distilling(c: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns by label the lines of an objective's terms that are no cross-entropy, such as one on a strong view."""
+    return {label: line for label, line in c.objective.terms.items() if line.term != "ce"}
+
+
 def apply(c: ConfigDict, method: str) -> None:
     """Sets the objective of a configuration, and what else belongs to a method.
 
@@ -66,10 +71,10 @@ def apply(c: ConfigDict, method: str) -> None:
     if plus and schedule != _GOMPERTZ:
         raise UserError(f"behind the + of a method stands {_GOMPERTZ!r}, not {schedule!r}")
     _RECIPES[name](c)
-    terms = [line for line in c.objective.terms.values() if line.term != "ce"]
+    terms = distilling(c)
     if plus and not terms:
         raise UserError(f"the method {name!r} has nothing but cross-entropy, which takes no {_GOMPERTZ!r}")
     if plus:
-        for line in terms:
+        for line in terms.values():
             line.schedule = gompertz()
     c.recipe = method

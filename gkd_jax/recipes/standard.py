@@ -47,16 +47,17 @@ def bare(method: str) -> str:
 def changes(resolved: Mapping[str, Any]) -> list[str]:
     """Returns "field: the recipe's -> the run's" for all that a run's training does otherwise than its recipe says.
 
-    Seeds, the validation split and the teacher are not part of a recipe. Without a recipe nothing is changed.
-
-    Raises:
-      UserError: if the recipe's settings were tuned, and are not kept any more.
+    Seeds, the validation split and the teacher are not part of a recipe. Without a recipe nothing is changed. Of tuned
+    settings that are not kept any more, this is what is said.
     """
     method = resolved["recipe"]
     if not method or bare(method) not in names():
         return []
     teacher, student = resolved["teacher"]["model"], resolved["student"]["model"]
-    given = identity.to_json(standard(teacher, student, resolved["data"]["source"], method).to_dict())
+    try:
+        given = identity.to_json(standard(teacher, student, resolved["data"]["source"], method).to_dict())
+    except UserError as error:
+        return [str(error)]
     recipe = {field: given[field] for field in ("epochs", "batch_size", "ema", "student", "optimizer")}
     recipe["objective"] = identity.to_json(objective.resolve(given["objective"]))
     recipe["data"] = {**resolved["data"], **{field: given["data"][field] for field in ("pad", "flip", "num_train")}}

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Int32
 from gkd_jax.errors import UserError
 from gkd_jax.training import cost, tables
 from gkd_jax.training.pace import Pace
-from gkd_jax.training.shards import Shards, Writer, room
+from gkd_jax.training.shards import Shards, Writer, alone, room
 
 Ask = Callable[[Int32[np.ndarray, " m"]], Mapping[str, Array]]
 
@@ -37,9 +37,9 @@ class Cache:
       tier: "device" or "host", where the rows are.
       nbytes: of all rows in memory, held or not.
       on_disk: bytes that all rows take there in the end; 0 where they are not kept.
-      from_disk: ids that needed no computing.
+      from_disk: ids that needed no computing here.
       computed: ids that did.
-      seconds: spent on them.
+      seconds: spent on them, and on waiting for another process that computes them.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Cache:
         self.on_disk = self._settle_disk()
 
     def _read(self) -> None:
-        """Loads what is on disk."""
-        total = sum(shards.nbytes for shards in self._shards.values())
+        """Loads what is on disk and was not loaded before."""
+        total = sum(shards.unread for shards in self._shards.values())
         pace = Pace(total, lambda left: self._say(_reading(total, left)), self._clock)
         for name, shards in self._shards.items():
             held = self._held[name]
             self._polled()
-            for ids, found in shards.read(np.float16, self._rows[name], len(held)):
+            for ids, found in shards.read(np.float16, self._rows[name], len(held), new=True):
                 new = ~held[ids]
                 self._tables[name].load(ids[new], found[new])
                 held[ids] = True
@@ -168,16 +168,19 @@ class Cache:
 
     def fill_all(self) -> None:
         """Computes whatever is missing; see `fill`."""
-        self._compute(np.flatnonzero(~self._whole))
+        self._fill(np.flatnonzero(~self._whole))
 
     def fill(self, ids: Int[np.ndarray, "..."] | Int[Array, "..."]) -> None:
         """Computes what is missing among `ids`, and writes it to disk where that is wanted.
+
+        What another process has written since the last look is read instead; one that is filling the same folder is
+        waited for.
 
         Raises:
           NotFinite: if a row is NaN or does not fit float16.
         """
         wanted = np.unique(_inside(ids, len(self._whole)))
-        self._compute(wanted[~self._whole[wanted]])
+        self._fill(wanted[~self._whole[wanted]])
 
     def holds(self, ids: Int[np.ndarray, "..."] | Int[Array, "..."]) -> bool:
         """Returns whether all of `ids` are held in every quantity."""
@@ -198,6 +201,29 @@ class Cache:
         if lacking := int((~self._whole[places]).sum()):
             raise RuntimeError(f"{lacking:,} of {places.size:,} ids were looked up and are not in the cache")
         return {name: self._tables[name].get(places, sharding) for name in names or self._tables}
+
+    def _fill(self, ids: np.ndarray) -> None:
+        """Computes ids that are missing, but for those that other processes have written or are about to."""
+        if not self._shards or not len(ids):
+            self._compute(ids)
+            return
+        started = self._clock()
+        ids = self._look_again(ids)
+        if not len(ids):
+            self.seconds += self._clock() - started
+            return
+        with alone(self._shards.values(), self._polled, self._say):
+            ids = self._look_again(ids)
+            self.seconds += self._clock() - started
+            self._compute(ids)
+
+    def _look_again(self, ids: np.ndarray) -> np.ndarray:
+        """Reads what was written since the last look, and returns which of `ids` are missing still."""
+        self._read()
+        whole = np.logical_and.reduce(list(self._held.values()))
+        self.from_disk += int((whole & ~self._whole).sum())
+        self._whole = whole
+        return ids[~whole[ids]]
 
     def _compute(self, ids: np.ndarray) -> None:
         if not len(ids):

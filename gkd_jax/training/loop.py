@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gkd_jax import schedules
-from gkd_jax.errors import UserError
+from gkd_jax.errors import Diverged
 from gkd_jax.outputs import Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.reporting.progress import Progress
@@ -61,7 +61,8 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
 
     Raises:
       Interrupted: if `stop` was requested; everything is saved.
-      UserError: if the loss became NaN or infinite, or a file cannot be read or written.
+      Diverged: if the loss became NaN or infinite.
+      UserError: if a file cannot be read or written.
     """
     program = Program(job)
     _say_idle(program, jax.device_count())
@@ -109,6 +110,7 @@ class _Loop:
         self.program, self.job, self.checkpoints = program, program.job, checkpoints
         self.state, self.frozen, self.step, self.stop = state, frozen, step, stop
         self.kept: int | None = step or None
+        self.filled = 0.0  # seconds, in the epochs so far
         dataset = self.job.dataset
         program.polled = self._stop_if_asked
         self.fixed = program.fixed(frozen)
@@ -145,9 +147,12 @@ class _Loop:
         return Trained(self.state, self.frozen, read_records(job.workdir / METRICS), used)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, Any]:
+        """Trains for an epoch; its `seconds` include those of compilation and of filling the teacher's cache."""
         started = time.monotonic()
         end = (epoch + 1) * self.job.steps_per_epoch
         plan = self.program.plan(epoch)
+        recall, before, planned = self.program.recall, self.filled, time.monotonic()
+        self.filled = before if recall is None else recall.cache.seconds
         self.program.compile_all(self.step, self.state, plan, self.fixed)
         compiled, begun = time.monotonic(), self.step
         while self.step < end:
@@ -164,7 +169,8 @@ class _Loop:
         rate = (self.step - begun) * self.job.config["batch_size"] * students / seconds
         record = self._record(epoch)
         self._refit()
-        return {**record, "images_per_second": rate, "seconds": time.monotonic() - started}
+        times = {"seconds_cache": self.filled - before, "seconds_compile": compiled - planned}
+        return {**record, "images_per_second": rate, "seconds": time.monotonic() - started, **times}
 
     def _refit(self) -> None:
         """Lets the weights that have parameters learn from the accuracies so far."""
@@ -246,7 +252,7 @@ class _Loop:
         names = [*(f"the term {name!r}" for name in self.program.lines), "the gradient of the objective"]
         kept = f"the checkpoint of step {self.kept} is kept" if self.kept else "no checkpoint had been written yet"
         who = f"{self.job.name}, seed {self.program.seeds[first]}" if self.program.seeds else self.job.name
-        raise UserError(
+        raise Diverged(
             f"{who}: {names[place]} became NaN or infinite at step {step}; {kept} in "
             f"{self.checkpoints.folder}. A lower optimizer.learning_rate or a lower weight may help"
         )

@@ -1,8 +1,9 @@
 """Rows on disk by id, in files that are added and never changed: what one run computed, the next one reads.
 
 A folder holds any number of shards. Each is an uncompressed npz of `ids` and `rows`, written under a temporary name and
-then renamed, and has a name that no other process can choose: runs that share the folder need no lock. What is here can
-always be computed anew, so nothing that happens to these files stops a run; it is said, once.
+then renamed, and has a name that no other process can choose: runs that share the folder need no lock to be right, but
+one, `alone`, to do no work twice. What is here can always be computed anew, so nothing that happens to these files stops
+a run; it is said, once.
 """
 
 import collections
@@ -17,7 +18,7 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from gkd_jax.reporting import files
 DESCRIPTION = "describe.json"
 _ABANDONED = 3600.0  # seconds after which nobody is still writing a file
 _WAITING = 2  # shards that may wait for the disk: more of them would only take memory
+_LOCK, _POLL = ".lock", 0.2  # held while rows are computed; seconds between two tries to get it
 _SPARED = 2 << 30, 0.1  # bytes, and share of the disk, the smaller of which is left to everybody else
 
 
@@ -65,18 +67,23 @@ class Shards:
         self.folder = folder
         self.writable = True
         self._say = say
+        self._known: set[pathlib.Path] = set()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the shards that are there."""
-        total = 0
-        for path in self._files():
-            with contextlib.suppress(OSError):
-                total += path.stat().st_size
-        return total
+        return _size(self._files())
+
+    @property
+    def unread(self) -> int:
+        """Bytes of those that this object has neither read nor written."""
+        return _size(self._new())
 
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("shard-*.npz"))
+
+    def _new(self) -> list[pathlib.Path]:
+        return [path for path in self._files() if path not in self._known]
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Writes beside the shards, once, what they hold, for a person who finds them."""
@@ -110,6 +117,7 @@ class Shards:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self.folder / f"{stem}.npz")
+                self._known.add(self.folder / f"{stem}.npz")
             except BaseException:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
@@ -118,7 +126,9 @@ class Shards:
             self._give_up(str(files.cannot_write(self.folder, error)))
         return self.writable
 
-    def read(self, dtype: Any, shape: tuple[int, ...], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def read(
+        self, dtype: Any, shape: tuple[int, ...], size: int, *, new: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields `(ids, rows)` of every whole shard, and removes the others.
 
         A file that the system will not let us read is named and left alone: it may be whole.
@@ -127,9 +137,11 @@ class Shards:
           dtype: of the rows.
           shape: of one row.
           size: ids are 0 to `size - 1`.
+          new: whether to leave out what this object has read or written before.
         """
         self._sweep()
-        for path in self._files():
+        for path in self._new() if new else self._files():
+            self._known.add(path)
             try:
                 found = _load(path, np.dtype(dtype), shape, size)
             except FileNotFoundError:  # removed by another run since it was listed
@@ -159,6 +171,14 @@ class Shards:
     def _give_up(self, reason: str) -> None:
         self.writable = False
         self._say(f"{reason}; what is computed from here on is not kept for the next run")
+
+
+def _size(paths: Iterable[pathlib.Path]) -> int:
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _load(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +243,47 @@ class Writer:
 def _write(shards: Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     ids, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
     shards.write(ids, rows)
+
+
+@contextlib.contextmanager
+def alone(many: Iterable[Shards], polled: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps other processes that come here from computing rows meanwhile; waits for one that is doing so.
+
+    The lock is let go when a process ends, however it does. Where there is no lock to be had, there is no waiting.
+
+    Args:
+      many: the shards that will be added to; those that are not writable are left alone.
+      polled: called while waiting; what it raises ends it.
+      say: told once that another process is waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where two processes may compute the same rows
+        yield
+        return
+    told = False
+    with contextlib.ExitStack() as stack:
+        # In one order everywhere: no two processes wait for each other
+        for folder in sorted({shards.folder for shards in many if shards.writable}):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((folder / _LOCK).open("a"))
+            except OSError:  # the first write will tell
+                continue
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                except OSError:  # a file system without locks
+                    break
+                if not told:
+                    say(f"another process computes rows for {folder}: waiting until it is done")
+                    told = True
+                polled()
+                time.sleep(_POLL)
+        yield
 
 
 def room(folder: pathlib.Path) -> float:

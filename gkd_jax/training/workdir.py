@@ -11,6 +11,8 @@ from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_json
 from gkd_jax.training import finished
 
+_LOCK = ".lock"
+
 
 def claim(
     workdir: pathlib.Path,
@@ -74,21 +76,41 @@ def same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str,
         )
 
 
+class AtWork(UserError):
+    """Another process is at work in a directory."""
+
+
 @contextlib.contextmanager
 def alone_in(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps a second process out of a directory that exists, as long as this one is at work in it.
 
     Raises:
-      UserError: if another process is.
+      AtWork: if another process is.
     """
     try:
         import fcntl
     except ImportError:  # not on Windows, where two runs in one directory are the user's own care
         yield
         return
-    with (workdir / ".lock").open("w") as lock:
+    with (workdir / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
         except BlockingIOError as error:
-            raise UserError(f"{workdir}: another process is at work on this run; wait for it, or stop it") from error
+            raise AtWork(f"{workdir}: another process is at work on this run; wait for it, or stop it") from error
         yield
+
+
+def held(workdir: pathlib.Path) -> bool:
+    """Returns whether a process, here or on another machine, is at work in a directory: see `alone_in`."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        with (workdir / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none was ever at work, or the disk knows no locks
+        return False
+    return False

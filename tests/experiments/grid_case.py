@@ -42,11 +42,17 @@ def failure(name):
     return json.loads(pathlib.Path("out/failed", f"{name}.json").read_text())
 
 
+AT_WORK = "as a worker that comes second to a lock"
+
+
 class Fake:
-    """Runs every task at once, in no time; `errors` says which fail, and how."""
+    """Runs every task at once, in no time; `errors` says which fail, and how, or that they are at work elsewhere."""
 
     def __init__(self, errors=(), workers=1):
         self.errors, self.workers, self.started, self.ended, self.closed = dict(errors), workers, [], [], False
+
+    def slots(self):
+        return self.workers
 
     def room(self):
         return len(self.ended) < self.workers
@@ -57,7 +63,7 @@ class Fake:
         error = self.errors.pop(task.name, None)
         if error is None:
             finish(task)
-        self.ended.append(Outcome(task.name, error, 1.0))
+        self.ended.append(Outcome(task.name, error, 1.0, error == AT_WORK))
 
     def wait(self, timeout):
         ended, self.ended = self.ended, []

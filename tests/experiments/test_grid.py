@@ -1,6 +1,7 @@
 """What a grid starts, what it leaves alone, and what it writes down of failures."""
 
 import fcntl
+import json
 import os
 import pathlib
 import signal
@@ -10,14 +11,13 @@ import time
 
 import helpers
 import pytest
-from grid_case import Fake, failure, finish, go, planned, write
+from grid_case import AT_WORK, Fake, failure, finish, go, planned, write
 
 from experiments.grid import plan, process, tasks, worker
 from experiments.grid import run as running
 from experiments.grid.local import LocalEngine
 from experiments.grid.run import DONE, FAILED, RUNNING, Run
-from gkd_jax.errors import UserError
-from gkd_jax.training.workdir import alone_in
+from gkd_jax.training.workdir import AtWork, alone_in, same_run
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,62 @@ def test_what_changes_nothing_about_a_run_does_not_make_it_another(there):
     engine = Fake()
     assert set(go(Run(planned()), engine).values()) == {DONE}
     assert engine.started == []
+
+
+@pytest.mark.parametrize("how", ["renamed", "from_elsewhere"])
+def test_a_grid_that_was_moved_is_still_finished(there, monkeypatch, how):
+    go(Run(planned()), Fake())
+    before = helpers.contents(there / "out" / "runs")
+    if how == "renamed":
+        (there / "out").rename(out := there / "renamed")
+    else:
+        (there / "other").mkdir()
+        monkeypatch.chdir(there / "other")
+        write()
+        out = there / "out"
+    engine = Fake()
+    assert set(go(Run(planned(out=out)), engine).values()) == {DONE}
+    assert engine.started == []
+    assert helpers.contents(out / "runs") == before
+    assert not (out / "failed").exists()
+
+
+def test_another_teacher_makes_another_run_in_a_moved_folder_too(there):
+    go(Run(planned()), Fake())
+    (there / "out").rename("moved")
+    write("cells[1].config.teacher.epochs = 7")
+    assert go(Run(planned(out="moved")), Fake())["kd"] == FAILED
+    written = json.loads(pathlib.Path("moved/failed/kd.json").read_text())
+    assert "(teacher.checkpoint: 'teachers/resnet20" in written["error"]
+
+
+def begun(task):
+    """Leaves a task's folder as a run that was stopped does."""
+    tasks.write(task)
+    config = plan._resolve(task.config)
+    (task.folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_an_unfinished_run_of_a_moved_grid_goes_on_with_the_teacher_there(there):
+    *_, task = planned(only="^kd$")
+    config = begun(task)
+    # The same folder by another name: the run keeps its own
+    (there / "link").symlink_to(there / "out")
+    (there / "out" / task.needs[0]).mkdir(parents=True)
+    *_, linked = planned(only="^kd$", out="link")
+    assert plan.continued(linked).config["teacher"]["checkpoint"] == task.config["teacher"]["checkpoint"]
+    assert json.loads((task.folder / "config.json").read_text()) == config
+    # Another folder: the run is given the new one, and is not refused
+    (there / "link").unlink()
+    (there / "out").rename("moved")
+    *_, moved = planned(only="^kd$", out="moved")
+    assert plan.continued(moved) == moved
+    there_now = json.loads((moved.folder / "config.json").read_text())
+    same_run(moved.folder, plan._resolve(moved.config), there_now)
+    assert there_now["teacher"].pop("checkpoint") == moved.config["teacher"]["checkpoint"]
+    del config["teacher"]["checkpoint"]
+    assert there_now == json.loads(json.dumps(config))
 
 
 def test_the_folder_of_another_run_is_not_touched(there):
@@ -157,11 +213,23 @@ def test_a_run_that_another_process_is_at_work_on_is_told(tmp_path):
     assert not plan.held(task)
     with alone_in(tmp_path):
         assert plan.held(task)
-        with pytest.raises(UserError) as error, alone_in(tmp_path):
+        with pytest.raises(AtWork), alone_in(tmp_path):
             pass
-        assert process.at_work_elsewhere(process.error(2, f"gkd_jax: {error.value}\n"))
     assert not plan.held(task)
-    assert not process.at_work_elsewhere(None)
+
+
+def test_a_worker_that_comes_second_says_so_by_its_exit_code(there, monkeypatch, capsys):
+    (task,) = planned(only="alone")
+    tasks.write(task)
+
+    def execute(command):
+        with alone_in(command.workdir):
+            raise AssertionError
+
+    monkeypatch.setattr(worker, "execute", execute)
+    with alone_in(task.folder), helpers.registrations():
+        assert worker.main([str(task.folder / "task.json")]) == process.AT_WORK == 75
+    assert process.error(process.AT_WORK, capsys.readouterr().err).startswith(f"{task.folder}: another process")
 
 
 def test_a_shard_waits_for_a_teacher_and_takes_it_over_from_a_dead_one(there):
@@ -201,7 +269,7 @@ def test_a_shard_takes_a_teacher_that_another_one_finished(there):
 
 def test_who_comes_second_to_a_lock_waits(there):
     (teacher,) = [task.name for task in planned() if task.name.startswith("teachers/")]
-    engine = Fake({teacher: f"{teacher}: another process is at work on this run; wait for it, or stop it"})
+    engine = Fake({teacher: AT_WORK})
     assert set(go(Run(planned()), engine).values()) == {DONE}
     assert engine.started.count(teacher) == 2
     assert not (there / "out" / "failed").exists()
@@ -220,7 +288,7 @@ lock = (folder / ".lock").open("w")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    sys.exit("gkd_jax: another process is at work on this run")
+    sys.exit(75)
 
 def save(number, frame):
     print("gkd_jax: student: stopped by SIGTERM after step 4, which is saved", flush=True)
@@ -301,6 +369,17 @@ def test_shards_share_one_teacher_and_do_every_cell_once(local):
     assert sorted(starts()) == sorted(task.name for task in planned())
     for engine in engines:
         engine.close()
+
+
+def test_a_process_that_comes_second_to_a_lock_has_not_failed(local):
+    (task,) = planned(only="alone")
+    tasks.write(task)
+    engine = local()
+    with alone_in(task.folder):
+        engine.start(task)
+        found = engine.wait(30)
+    assert [(outcome.name, outcome.elsewhere) for outcome in found] == [(task.name, True)]
+    engine.close()
 
 
 def test_closing_lets_runs_save_themselves(local):

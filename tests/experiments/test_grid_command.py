@@ -7,12 +7,13 @@ import time
 
 import helpers
 import pytest
-from grid_case import Fake, go, planned, write
+from grid_case import Fake, finish, go, planned, write
 
 from experiments.grid import __main__ as command_line
 from experiments.grid import pace, watch
 from experiments.grid import run as running
 from experiments.grid.run import DONE, FAILED, RUNNING, WAITING, Run
+from experiments.report import collect
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,25 @@ def test_how_long_the_rest_takes(there):
     assert pace.remaining(run, now=80.0) == pytest.approx((expected["kd"] + expected["kd2"]) / 2)
     assert pace.read(kd) == pace.Reading(60, 240, pytest.approx(5.9), 30.0)
     assert pace.read(kd2) == pace.Reading(0, 3, None, 0.0)
+
+
+def test_how_long_the_rest_takes_after_a_run_that_was_gone_on_with_and_in_a_queue(there):
+    run = Run(planned(only="alone|kd2"))
+    (alone, teacher, kd2) = run.tasks.values()
+    for task in (alone, teacher):
+        task.folder.mkdir(parents=True)
+        finish(task, seconds=480.0)  # all of it: a second for each unit of work
+        run.status[task.name] = running.Status(DONE, seconds=12.0)  # here
+    assert pace.remaining(run) == pytest.approx(3 * 2)
+    run = Run(planned())
+    run.status["runs/alone"] = running.Status(DONE, seconds=120.0)
+    run.status[next(name for name in run.tasks if "teachers/" in name)] = running.Status(DONE)
+    for name in ("kd", "kd2", "dkd"):
+        run.status[f"runs/{name}"] = running.Status(RUNNING)
+    left = [pace.remaining(run, now=0.0)]
+    run.slots = 1
+    left.append(pace.remaining(run, now=0.0))
+    assert left[1] == pytest.approx(3 * left[0])
 
 
 def test_a_line_for_each_end_where_there_is_no_terminal(there):
@@ -130,6 +150,16 @@ def test_a_whole_grid(ask, there):
     assert "what failed is in out/failed" in out
 
 
+def test_a_grid_that_was_moved_has_nothing_to_do_and_its_report_finds_all(ask, there):
+    assert ask(*GIVEN)[0] == 0
+    (there / "out").rename("moved")
+    engine = Fake()
+    status, out, err = ask("--grid", "small.py", "--out", "moved", engine=engine)
+    assert (status, out, engine.started) == (0, "4 of 4 cells are finished; everything is in moved\n", []), err
+    names = [cell["name"] for cell in collect.read_grid(there / "moved")["cells"]]
+    assert {collect._missing(there / "moved", name) for name in names} == {None}
+
+
 def test_a_dry_run_writes_nothing(ask, there):
     before = helpers.contents(there)
     status, out, err = ask("--grid", "small.py", "--out", "out", "--shard=1/2", "--dry")
@@ -193,7 +223,7 @@ def test_bad_arguments_get_one_sentence(ask, there, arguments, said):
     ("more", "said"),
     [
         ("return Grid('t', ())", "the grid has no cells"),
-        ("return 3", "get_grid() returned int; it must return an experiments.Grid"),
+        ("return 3", "get_grid() returned int; it must return an experiments.grid.cells.Grid"),
         ("cells[0] = 3", "must be an experiments.grid.cells.Cell with a ConfigDict, not 3"),
         ("cells[0] = cells[0]._replace(name='../x')", "a cell is called '../x'"),
         ("cells[0] = cells[0]._replace(name='KD')", "two cells are called 'kd'"),

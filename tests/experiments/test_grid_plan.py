@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.grid import cells, plan
+from experiments.grid import build, cells, plan
 from experiments.grid.cells import Cell
 from gkd_jax import config, identity, recipes
 from gkd_jax.errors import UserError
@@ -75,6 +75,16 @@ def test_a_teacher_of_a_convex_objective_without_a_pair_of_networks_in_common(tm
         identity.differences(resolve(ConfigDict(found[need].config)), experiment.of_teacher(resolve(convex.config)))
         == []
     )
+
+
+def test_cross_entropy_on_a_second_view_is_under_no_schedule():
+    c = recipes.standard("resnet20", "resnet8", "digits", "mlkd")
+    assert set(recipes.distilling(c)) == {"mlkd_weak", "mlkd_weak_rest", "mlkd_strong"}
+    before = c.objective.terms.ce_strong.schedule.to_dict()
+    build.under(c, recipes.gompertz())
+    assert c.objective.terms.ce_strong.schedule.to_dict() == before
+    assert {line.schedule.name for line in recipes.distilling(c).values()} == {"gompertz"}
+    assert build.schedule_of(c) == "gompertz"
 
 
 def test_a_cache_folder_of_the_users_own_is_left(tmp_path):

@@ -17,8 +17,8 @@ pytest.importorskip("optuna")
 
 from experiments.tune import __main__ as tune  # noqa: E402
 from experiments.tune import record as records  # noqa: E402
-from experiments.tune.space import space  # noqa: E402
-from gkd_jax import command, config, data, losses, objective, recipes  # noqa: E402
+from experiments.tune.space import fields, space  # noqa: E402
+from gkd_jax import command, config, data, identity, losses, objective, recipes  # noqa: E402
 from gkd_jax.data import sources  # noqa: E402
 from gkd_jax.errors import UserError  # noqa: E402
 from gkd_jax.recipes import tuned  # noqa: E402
@@ -353,3 +353,29 @@ def test_the_common_schedule_of_a_convex_sum():
     found = of(c)
     assert found["inflection"].fields == ("objective.schedule.inflection",)
     assert (found["inflection"].given, found["rate"].given) == (0.3, 10.0)
+
+
+def test_fields_of_different_values_are_not_searched_together():
+    c = recipes.standard("vgg13", "vgg8", "cifar100", "mlkd+gompertz")
+    found = of(c)
+    assert "weight.ce_strong" not in found
+    both, rest = "temperature.mlkd_strong+mlkd_weak", "temperature.mlkd_weak_rest"
+    assert [name for name in found if name.startswith("temperature")] == [both, rest]
+    assert (found[both].given, found[rest].given) == (4.0, 2.0)
+    labels = ("mlkd_strong", "mlkd_weak")
+    assert found[both].fields == tuple(f"objective.terms.{label}.temperature" for label in labels)
+    assert len(found["inflection"].fields) == 3
+    c.objective.terms.mlkd_weak.schedule.inflection = 0.2
+    assert [p.given for name, p in of(c).items() if name.startswith("inflection.")] == [0.3, 0.2]
+    before = resolve(c)
+    tuned.put(c, fields(space(c), {p.name: p.given for p in space(c)}))
+    assert identity.differences(resolve(c), before) == []
+
+
+def test_bounds_include_what_the_configuration_has():
+    c = recipes.standard("vgg13", "vgg8", "cifar100", "gompertz_kd")
+    c.objective.terms.kd.temperature = 10.0
+    c.objective.terms.kd.schedule.inflection = 0.01
+    found = of(c)
+    assert (found["temperature"].low, found["temperature"].high, found["temperature"].given) == (1.0, 10.0, 10.0)
+    assert (found["inflection"].low, found["inflection"].high) == (0.01, 0.4)

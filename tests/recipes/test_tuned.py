@@ -109,3 +109,9 @@ def test_a_later_study_takes_the_place_of_an_earlier_one():
 )
 def test_the_recipe_in_a_method(method, name):
     assert recipes.bare(method) == name
+
+
+def test_changes_of_settings_that_are_not_kept_any_more_are_no_error():
+    resolved = resolve(recipes.standard("resnet32x4", "resnet8x4", "cifar100", "kd"))
+    (said,) = recipes.changes({**resolved, "recipe": "kd@tuned"})
+    assert said.startswith("nothing was tuned for")

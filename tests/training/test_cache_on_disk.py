@@ -1,5 +1,6 @@
 """What a cache leaves on disk, and finds there."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -18,7 +19,7 @@ from caches import BATCH, ROWS, SIZE, Teacher, check, truth
 
 from gkd_jax.training import tables
 from gkd_jax.training.cache import NotFinite
-from gkd_jax.training.shards import Shards
+from gkd_jax.training.shards import Shards, alone
 
 
 def test_padding_is_kept_nowhere(make_cache: Any, tmp_path: pathlib.Path) -> None:
@@ -95,6 +96,68 @@ def test_two_runs_share_a_folder(make_cache: Any, tmp_path: pathlib.Path) -> Non
     both = make_cache(pytest.fail, tmp_path)
     assert both.complete
     check(both, make_cache, np.arange(SIZE))
+
+
+def test_what_another_run_computed_meanwhile_is_read(make_cache: Any, tmp_path: pathlib.Path) -> None:
+    one, two = Teacher(), Teacher()
+    first, second = make_cache(one, tmp_path), make_cache(two, tmp_path)
+    first.fill(np.arange(40))
+    second.fill(np.arange(30))
+    assert (two.calls, second.computed, second.from_disk, second.missing) == ([], 0, 40, SIZE - 40)
+    second.fill(np.arange(30, 60))
+    assert (two.asked, second.computed) == (list(range(40, 60)), 20)
+    first.fill_all()
+    assert one.asked == [*range(40), *range(60, SIZE)]
+    second.fill_all()
+    assert two.asked == list(range(40, 60))
+    for cache in (first, second):
+        assert cache.complete
+        check(cache, make_cache, np.arange(SIZE))
+    again = make_cache(pytest.fail, tmp_path)
+    assert (again.from_disk, again.complete) == (SIZE, True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_who_comes_while_another_fills_waits_and_asks_nothing(make_cache: Any, tmp_path: pathlib.Path) -> None:
+    said: list[str] = []
+    other = contextlib.ExitStack()
+    polls = 0
+
+    def polled() -> None:
+        nonlocal polls
+        polls += bool(said)
+        if polls == 3:
+            for name in ROWS:
+                Shards(tmp_path / name, pytest.fail).write(np.arange(SIZE), truth(name, np.arange(SIZE)))
+            other.close()
+
+    teacher = Teacher()
+    cache = make_cache(teacher, tmp_path, say=said.append, polled=polled)
+    with other:
+        other.enter_context(alone([Shards(tmp_path / "logits", pytest.fail)], pytest.fail, pytest.fail))
+        cache.fill_all()
+    assert (teacher.calls, cache.computed, cache.from_disk) == ([], 0, SIZE)
+    assert cache.seconds > 0
+    assert said == [f"another process computes rows for {tmp_path / 'logits'}: waiting until it is done"]
+    check(cache, make_cache, np.arange(SIZE))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_a_stop_while_another_is_waited_for(make_cache: Any, tmp_path: pathlib.Path) -> None:
+    class Asked(Exception):
+        pass
+
+    said: list[str] = []
+
+    def polled() -> None:
+        if said:
+            raise Asked
+
+    cache = make_cache(Teacher(), tmp_path, say=said.append, polled=polled)
+    with alone([Shards(tmp_path / "norm", pytest.fail)], pytest.fail, pytest.fail), pytest.raises(Asked):
+        cache.fill_all()
+    assert (cache.computed, len(said)) == (0, 1)
+    make_cache(Teacher(), tmp_path).fill_all()  # which waits for nobody
 
 
 def test_a_full_disk_does_not_stop(make_cache: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +354,8 @@ def test_a_fill_that_is_killed_leaves_what_it_wrote(tmp_path: pathlib.Path) -> N
     process.kill()
     said, _ = process.communicate()
     assert (process.returncode, said) == (-9, b"")
+    with alone([Shards(folder, pytest.fail)], pytest.fail, pytest.fail):  # it let go
+        pass
     found = list(Shards(folder, pytest.fail).read(np.float16, (5,), 10**6))
     ids = np.concatenate([ids for ids, _ in found])
     assert sorted(ids.tolist()) == list(range(len(ids)))  # whole shards, one after another

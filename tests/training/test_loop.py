@@ -26,7 +26,7 @@ from gkd_jax.training.loop import METRICS, train
 from gkd_jax.training.program import Program
 from gkd_jax.training.stop import Interrupted
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "seconds_cache", "seconds_compile", "images_per_second")
 
 
 def records(job):
@@ -79,6 +79,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(claimed):
     assert records(stopped) == records(straight)
     assert [record["epoch"] for record in records(stopped)] == [1, 2, 3]
     assert ended.records[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("cache", ["none", "logits"])
+def test_filling_and_compilation_are_recorded_apart(claimed, tmp_path, cache):
+    job = claimed(cache, epochs=2, teacher__cache=cache, teacher__cache_dir=str(tmp_path / "teachers"))
+    trained = train(job)
+    first, second = trained.records
+    filled = 0.0 if trained.cache is None else trained.cache["seconds"]
+    assert (filled > 0) == (cache == "logits")
+    assert first["seconds_cache"] + second["seconds_cache"] == pytest.approx(filled)
+    assert first["seconds_compile"] > second["seconds_compile"] >= 0
+    for record in trained.records:
+        assert record["seconds"] > record["seconds_cache"] + record["seconds_compile"]
 
 
 def test_a_weight_with_parameters_is_refitted_to_the_accuracies_at_every_epochs_end(claimed, monkeypatch):

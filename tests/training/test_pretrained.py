@@ -275,8 +275,15 @@ def test_a_network_from_elsewhere_and_of_another_compute_type(published):
     folder = pretrained.unpacked(NAME)
     network = finished.load(folder)
     assert network.config["dtype"] == "float32"  # in which it was measured
-    told = _publish(folder, "--name=again")
+    kept = helpers.contents(published)
+    refused = _publish(folder, "--name=again", "--note=from there")
+    assert (refused.status, refused.out) == (2, "")
+    assert f"{folder} holds imported weights: say where they come from by --note, and under which" in refused.err
+    assert helpers.contents(published) == kept
+    told = _publish(folder, "--name=again", "--note=from there", "--licence=MIT")
     assert (told.status, told.err) == (0, "")
+    entry = manifest(published)["teachers"]["again"]
+    assert (entry["note"], entry["licence"]) == ("from there", "MIT")
     assert "before they were rounded" not in told.out
     first, again = (manifest(published)["teachers"][name] for name in (NAME, "again"))
     assert again["parts"][0]["sha256"] == first["parts"][0]["sha256"]
