@@ -291,7 +291,7 @@ def test_the_record_of_each_epoch(done):
     for record in records:
         assert {
             *("step", "epoch", "learning_rate", "loss", "terms"),
-            *("train_accuracy", "val_accuracy", "images_per_second", "seconds"),
+            *("train_accuracy", "val_accuracy", "images_per_second", "seconds", "seconds_cache", "seconds_compile"),
         } == set(record)
         assert set(record["terms"]) == {"ce", "kd", "wasserstein", "gradient"}
         total = sum(term["value"] * term["weight"] for term in record["terms"].values())

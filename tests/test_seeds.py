@@ -77,7 +77,7 @@ def test_the_record_of_each_epoch(done, singles):
     assert [record["epoch"] for record in together] == [1, 2]
     for epoch, record in enumerate(together):
         assert set(record) == {
-            *("epoch", "step", "learning_rate", "images_per_second", "seconds"),
+            *("epoch", "step", "learning_rate", "images_per_second", "seconds", "seconds_cache", "seconds_compile"),
             *("loss", "terms", "train_accuracy", "val_accuracy", "std", "seeds"),
         }
         assert list(record["seeds"]) == ["0", "1", "2"]

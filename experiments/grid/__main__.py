@@ -16,8 +16,9 @@ From the repository's root:
 
 Cells with the same teacher share it, and the cache of its outputs: it is trained once, in DIR/teachers. Started again,
 the command goes on: finished runs are left as they are, others continue from their last checkpoint, failed ones are
-tried again. A run that fails is written down in DIR/failed, the others go on, and the exit code is 1. Ctrl-C stops at
-the next step of what runs, saved. `python -m experiments.report DIR` makes the report, also of what there is so far.
+tried again. DIR may be renamed or moved meanwhile. A run that fails is written down in DIR/failed, the others go on,
+and the exit code is 1. Ctrl-C stops at the next step of what runs, saved. `python -m experiments.report DIR` makes the
+report, also of what there is so far.
 
 Machines that see DIR by a shared file system split a grid by `--shard 1/3`, `--shard 2/3`, `--shard 3/3`, with nothing
 else in common. Cells are dealt out in their order. A teacher that several need is trained by whoever comes first: it

@@ -119,9 +119,9 @@ def wall_time(group: Group, folder: pathlib.Path) -> Picture | None:
         "Validation accuracy over wall time",
         f"Validation accuracy over the time that training took. At the end: {ends}.",
         "Lines: mean over seeds; bands: one standard deviation. Times are without compilation and without the filling "
-        "of the teacher's cache, which the first cell pays for all (with both, in the first epochs, for runs that did not "
-        "record them apart); other work on the same machine makes them longer. The baseline is black. The accuracies of "
-        "the first epochs may lie below the axis.",
+        "of the teacher's cache, which the first cell pays for all (with both for runs that did not record them "
+        "apart); other work on the same machine makes them longer. The baseline is black. The accuracies of the first "
+        "epochs may lie below the axis.",
         tuple(shown),
     )
 

@@ -32,7 +32,7 @@ READING = (
     "dash otherwise, since a t test says nothing without spread; it still counts as a comparison for Holm's method.",
     "Published numbers are of their authors' code; which epoch they are of stands beside each.",
     "Training seconds are of all seeds of a run together, without its teacher, without compilation and without the "
-    "filling of the teacher's cache, which the first cell pays for all and which has a column of its own (runs that did "
+    "filling of the teacher's cache, which the first cell pays for all and which has its own column (runs that did "
     "not record these apart: with both); images/s is the median of a run's epochs.",
     "ECE is the expected calibration error, NLL the mean negative log-likelihood, agreement the share of the test "
     "images on which student and teacher predict the same class.",

@@ -18,7 +18,8 @@ class JsonlWriter:
 
       {"epoch": 3, "step": 120, "learning_rate": 0.05, "loss": 1.23,
        "terms": {"ce": {"value": 1.1, "weight": 1.0}, "kd": {"value": 0.4, "weight": 0.2, "stage": "growth"}},
-       "train_accuracy": 0.7, "val_accuracy": None, "images_per_second": 1234.5, "seconds": 3.2}
+       "train_accuracy": 0.7, "val_accuracy": None, "images_per_second": 1234.5, "seconds": 3.2,
+       "seconds_cache": 0.0, "seconds_compile": 0.4}
 
     `epoch` and `step` count what is finished, so that the first record has epoch 1; accuracies are fractions.
     """

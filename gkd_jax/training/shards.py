@@ -2,8 +2,8 @@
 
 A folder holds any number of shards. Each is an uncompressed npz of `ids` and `rows`, written under a temporary name and
 then renamed, and has a name that no other process can choose: runs that share the folder need no lock to be right, but
-one, `alone`, to do no work twice. What is here can always be computed anew, so nothing that happens to these files stops
-a run; it is said, once.
+one, `alone`, to do no work twice. What is here can always be computed anew, so nothing that happens to these files
+stops a run; it is said, once.
 """
 
 import collections

@@ -46,6 +46,8 @@ print("in", os.getcwd(), sys.path[1], flush=True)
 if "fails" in folder.name:
     print("Traceback ...", file=sys.stderr)
     sys.exit("gkd_jax: weight=-1: a weight is not negative")
+if "second" in folder.name:
+    sys.exit(75)
 while not (folder.parent / "go").exists():
     if select.select([sys.stdin], [], [], 0.05)[0]:
         os._exit(1)
@@ -187,6 +189,16 @@ def test_a_crash_of_a_task_is_none_of_ray(engine: RayEngine, tmp_path: pathlib.P
     assert error is not None
     assert "SIGSEGV" in error
     assert len(_lines(task, "starts")) == 1
+
+
+def test_a_task_that_another_process_is_at_work_on(cluster: Cluster, nodes: list, tmp_path: pathlib.Path):
+    engine, task = _engine(cluster, tmp_path), _task(tmp_path, "second")
+    try:
+        assert engine.slots() >= 1
+        engine.start(task)
+        assert _ended(engine, 1)[task.name].elsewhere
+    finally:
+        engine.close()
 
 
 def test_a_task_that_ray_gives_up(cluster: Cluster, nodes: list, tmp_path: pathlib.Path):
