@@ -18,11 +18,12 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 
 from gkd_jax import machine
+from gkd_jax.arguments import Parser
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_bytes, write_json
@@ -160,13 +161,8 @@ def _said(file: pathlib.Path, name: str, entry: Mapping[str, Any], workdir: path
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all flags")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m experiments.publish_teacher",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -38,7 +38,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from absl import logging
@@ -49,21 +49,15 @@ from experiments.grid.engine import Engine
 from experiments.grid.local import LocalEngine
 from experiments.grid.run import DONE, FAILED, Run
 from experiments.grid.watch import watching
+from gkd_jax.arguments import Parser
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_json
 from gkd_jax.training import finished
 from gkd_jax.training.stop import Stop
 
-_RECORD = "grid.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all flags")
-
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         "experiments.grid",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -121,7 +115,7 @@ def _engine(given: argparse.Namespace) -> Engine:
 
 def _record(grid: Grid, given: argparse.Namespace, out: pathlib.Path, command: str) -> None:
     """Writes grid.json, unless the folder is another grid's."""
-    file = out / _RECORD
+    file = out / tasks.GRID
     before = finished.read(file).get("grid") if file.exists() else None
     if before is not None and _bare(before) != _bare(given.grid):
         raise UserError(f"--out: {out} holds the grid {before}, not {given.grid}; choose another folder")

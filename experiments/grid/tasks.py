@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_json
 
-TEACHERS, RUNS, FAILED, TEACHER_CACHE = "teachers", "runs", "failed", "teacher_cache"
+GRID, TEACHERS, RUNS, FAILED, TEACHER_CACHE = "grid.json", "teachers", "runs", "failed", "teacher_cache"
 TASK, LOG = "task.json", "log.txt"
 
 

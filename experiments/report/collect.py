@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.grid.tasks import FAILED, RUNS
+from experiments.grid.tasks import FAILED, GRID, RUNS, TEACHERS
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.records import read_records
 from gkd_jax.training.finished import CONFIG, read
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.summary import SUMMARY
 
-GRID = "grid.json"
 KEPT = (CONFIG, SUMMARY, METRICS)
 """A run's files that a report links to."""
 _CONFIG, _SUMMARY = ("data", "teacher", "student", "objective", "epochs"), ("versions", "device", "config_hash")
@@ -132,12 +131,14 @@ class Found(NamedTuple):
       grid: what its grid.json holds.
       groups: those with a finished run.
       missing: cells and teachers without a result.
+      teachers: names of the shared teachers' folders, of those that the finished cells had.
     """
 
     folder: pathlib.Path
     grid: Mapping[str, Any]
     groups: tuple[Group, ...]
     missing: tuple[Missing, ...]
+    teachers: tuple[str, ...]
 
     @property
     def runs(self) -> list[Run]:
@@ -145,13 +146,21 @@ class Found(NamedTuple):
         return [run for group in self.groups for run in group.runs]
 
 
-def collect(folder: pathlib.Path) -> Found:
+def collect(folder: pathlib.Path, baseline: Mapping[str, str] | None = None) -> Found:
     """Returns what a grid left in its folder.
 
+    Args:
+      folder: of the grid.
+      baseline: labels that mark the cell which others are compared with; the grid's own by default.
+
     Raises:
-      UserError: if the folder is no grid's, a finished run's file is damaged, or no run is finished.
+      UserError: if the folder is no grid's, a finished run's file is damaged, no run is finished, or no cell has one of
+        the baseline's labels.
     """
     grid = read_grid(folder)
+    if baseline is not None:
+        _check_baseline(grid["cells"], baseline)
+        grid["baseline"] = dict(baseline)
     within = list(grid["within"])
     runs: dict[str, Run] = {}
     missing: list[Missing] = []
@@ -163,8 +172,9 @@ def collect(folder: pathlib.Path) -> Found:
             runs[name] = _run(folder / RUNS / name, cell, kinds[name])
         else:
             missing.append(lack)
-    teachers = sorted({file.stem for file in (folder / FAILED).glob("*.json")} - set(kinds))
-    missing += [_failure(folder, name) for name in teachers]
+    # Of others than cells only teachers: a cell that the grid has no more is nobody's lack
+    others = sorted({file.stem for file in (folder / FAILED).glob("*.json")} - set(kinds))
+    missing += [lack for name in others if (lack := _failure(folder, name)).name.startswith(f"{TEACHERS}/")]
     if not runs:
         raise UserError(f"{folder}: no run is finished yet, of {len(grid['cells'])} cells; {_told(missing)}")
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
@@ -174,7 +184,21 @@ def collect(folder: pathlib.Path) -> Found:
         _group(", ".join(filter(None, shared)), number, cells, runs, grid["baseline"])
         for number, (shared, cells) in enumerate(groups.items(), 1)
     ]
-    return Found(folder, grid, tuple(group for group in made if group.runs), tuple(missing))
+    return Found(folder, grid, tuple(group for group in made if group.runs), tuple(missing), _teachers(folder, runs))
+
+
+def _teachers(folder: pathlib.Path, runs: Mapping[str, Run]) -> tuple[str, ...]:
+    """Returns the names of the shared teachers of these runs."""
+    had = (pathlib.PurePath(run.config["teacher"].get("checkpoint") or "").name for run in runs.values())
+    return tuple(name for name in dict.fromkeys(had) if name and (folder / TEACHERS / name / SUMMARY).exists())
+
+
+def _check_baseline(cells: Sequence[Mapping[str, Any]], baseline: Mapping[str, str]) -> None:
+    for label, value in baseline.items():
+        known = list(dict.fromkeys(str(cell["labels"].get(label)) for cell in cells if label in cell["labels"]))
+        if value not in known:
+            said = f"it is one of {', '.join(known)}" if known else "no cell has such a label"
+            raise UserError(f"--baseline: {label} is {value!r}; {said}")
 
 
 def read_grid(folder: pathlib.Path) -> dict[str, Any]:

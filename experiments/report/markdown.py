@@ -40,6 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
                 )
     yield from ("", "## Where this comes from", "", "| | |", "|---|---|")
     yield from (f"| {escape(name)} | {escape(value)} |" for name, value in report.origin)
+    yield from (f"| Teacher | {escape(name)}: {_files(name)} |" for name in report.teachers)
     hashes = ["| cell | hash | run |", "|---|---|---|"]
     hashes += [f"| {escape(r.name)} | {_code(str(r.summary['config_hash']))} | {_files(r)} |" for r in report.runs]
     yield from ("", *_details("Hashes of the configurations", hashes))
@@ -49,12 +50,12 @@ def _section(section: Section, kind: str) -> Iterator[str]:
     yield from ("", f"## {escape(section.title)}")
     for sentence in section.teachers:
         yield from ("", escape(sentence))
-    yield from ("", *_table(section.table, kind, linked=True))
+    yield from ("", *_table(section.table, kind))
     if section.notes:
         yield from ("", *_list(section.notes))
     if section.published:
         yield from ("", *_details(PUBLISHED, _list(section.published)))
-    yield from ("", *_details("Every seed", list(_table(section.seeds, kind, linked=False))))
+    yield from ("", *_details("Every seed", list(_table(section.seeds, kind))))
     for picture in section.pictures:
         yield from _picture(picture)
 
@@ -65,19 +66,19 @@ def _picture(picture: Picture) -> Iterator[str]:
     yield from _details(f"Runs shown: {len(picture.runs)}", [f"- {escape(r.kind)}: {_files(r)}" for r in picture.runs])
 
 
-def _table(table: Table, kind: str, *, linked: bool) -> Iterator[str]:
-    heads = [kind, *table.heads, *(["run"] if linked else [])]
+def _table(table: Table, kind: str) -> Iterator[str]:
+    heads = [kind, *table.heads, "run"]
     yield _row(map(escape, heads))
     yield "|---|" + "---:|" * (len(heads) - 1)
     for row in table.rows:
-        yield _row([escape(row.run.kind), *map(escape, row.cells), *([_files(row.run)] if linked else [])])
+        yield _row([escape(row.run.kind), *map(escape, row.cells), _files(row.run)])
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _files(run: Run) -> str:
+def _files(run: Run | str) -> str:
     return " ".join(f"[{file.partition('.')[0]}]({link(run, file)})" for file in KEPT)
 
 

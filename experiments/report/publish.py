@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Iterable
 
-from experiments.grid.tasks import FAILED, RUNS
-from experiments.report.collect import GRID, KEPT, Found, read_grid
+from experiments.grid.tasks import FAILED, GRID, RUNS, TEACHERS
+from experiments.report.collect import KEPT, Found, read_grid
 from experiments.report.figures import FIGURES
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_bytes
@@ -41,7 +41,7 @@ def check(found: Found, target: pathlib.Path) -> None:
 
 
 def publish(found: Found, pictures: Iterable[str], target: pathlib.Path) -> None:
-    """Copies the report, its figures, and of each run the files that it links to.
+    """Copies the report, its figures, and of each run and each shared teacher the files that it links to.
 
     Args:
       found: what the report was made of, see `check`.
@@ -54,6 +54,7 @@ def publish(found: Found, pictures: Iterable[str], target: pathlib.Path) -> None
     check(found, target)
     kept = [f"{FIGURES}/{name}" for name in pictures]
     kept += [f"{RUNS}/{run.name}/{file}" for run in found.runs for file in KEPT]
+    kept += [f"{TEACHERS}/{name}/{file}" for name in found.teachers for file in KEPT]
     failed = [f"{FAILED}/{file.name}" for file in (found.folder / FAILED).glob("*.json")]
     for name in (*kept, *failed, MARKDOWN, PAGE, GRID):
         write_bytes(target / name, _read(found.folder / name))

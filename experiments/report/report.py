@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.grid.tasks import RUNS
+from experiments.grid.tasks import RUNS, TEACHERS
 from experiments.report import figures, tables
 from experiments.report.collect import Found, Group, Missing, Run
 from experiments.report.figures import Picture
@@ -78,6 +78,7 @@ class Report(NamedTuple):
       lack: a sentence on these.
       origin: command, date, versions: names and values.
       runs: all of them.
+      teachers: names of the shared teachers' folders.
     """
 
     folder: pathlib.Path
@@ -90,6 +91,7 @@ class Report(NamedTuple):
     lack: str
     origin: list[tuple[str, str]]
     runs: list[Run]
+    teachers: tuple[str, ...]
 
 
 def compose(found: Found, command: str, now: datetime.datetime) -> Report:
@@ -118,6 +120,7 @@ def compose(found: Found, command: str, now: datetime.datetime) -> Report:
         f"Without a result: {lack}; {len(found.runs)} of {len(grid['cells'])} cells are finished.",
         _origin(found, command, now),
         found.runs,
+        found.teachers,
     )
 
 
@@ -149,9 +152,10 @@ def _device(device: Mapping[str, Any]) -> str:
     return f"{count} × {name}" + (f", {more}" if more else "")
 
 
-def link(run: Run, file: str) -> str:
-    """Returns the relative address of a file of a run."""
-    return f"{RUNS}/{urllib.parse.quote(run.name)}/{file}"
+def link(run: Run | str, file: str) -> str:
+    """Returns the relative address of a file of a run, or of the shared teacher of that name."""
+    folder, name = (TEACHERS, run) if isinstance(run, str) else (RUNS, run.name)
+    return f"{folder}/{urllib.parse.quote(name)}/{file}"
 
 
 def _origin(found: Found, command: str, now: datetime.datetime) -> list[tuple[str, str]]:

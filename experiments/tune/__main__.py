@@ -6,25 +6,21 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 
 import experiments.tune
 from experiments.tune.space import space
 from gkd_jax import command, config, machine
+from gkd_jax.arguments import Parser
 from gkd_jax.errors import UserError
 from gkd_jax.training.stop import Interrupted, Stop
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all flags")
-
-
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Returns the flags of this command, and all others."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--trials", type=int, required=True)
     parser.add_argument("--space")

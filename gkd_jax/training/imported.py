@@ -20,12 +20,13 @@ import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from gkd_jax import config, data, machine
+from gkd_jax.arguments import Parser
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.interop import torch
@@ -173,17 +174,12 @@ def _numbers(values: Channels | np.ndarray) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all flags")
-
-
 def _channels(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m gkd_jax.import_weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

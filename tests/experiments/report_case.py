@@ -19,6 +19,7 @@ CELLS = {  # name: (method, schedule, seeds, what its accuracy is above the base
     "kd-adaptive": ("kd", "gompertz_adaptive", (0, 1, 2), (-0.002, 0.003, 0.001)),
     "alone": ("alone", "<none> & nothing", (0,), (-0.05,)),
 }
+TEACHER = "resnet56-cifar100-1a2b"
 BASE = (0.681, 0.689, 0.676)
 
 
@@ -27,6 +28,8 @@ def _config(dataset, method, schedule, seeds):
     c = recipes.standard("resnet56", "resnet20", dataset, recipe)
     if method == "alone":
         c.teacher.model = config.NO_TEACHER
+    else:
+        c.teacher.checkpoint = f"runs/before/teachers/{TEACHER}"  # where the folder was then
     if schedule == "gompertz_adaptive":
         c.objective.terms.kd.schedule = config.schedule(schedule)
         c.objective.terms.wasserstein = objective.block("wasserstein", schedule=config.schedule("gompertz"))
@@ -107,6 +110,8 @@ def write(folder):
     (folder / "failed").mkdir()
     failure = {"error": "its loss <became> NaN & stopped", "log": ["line one", "line <two>"], "date": "2026-01-01"}
     (folder / "failed" / "second-kd-adaptive.json").write_text(json.dumps({"name": "second-kd-adaptive", **failure}))
+    for name in (TEACHER, "of-no-run"):
+        _write_run(folder / "teachers" / name, _config("cifar100", "alone", "none", (0,)), (0,), (0.7234,))
     grid = {
         "title": TITLE,
         "grid": "experiments/grids/example.py",

@@ -93,6 +93,8 @@ def test_the_rest_of_a_row(page):
     assert row["images/s"] == "904"
     assert row["run"] == "config summary metrics"
     assert "Teacher resnet56: 72.34 % of the test images; published 72.34 (last of 240)." in page.text
+    assert f"teachers/{report_case.TEACHER}/config.json" in page.links
+    assert not any("of-no-run" in link for link in page.links)
     assert "published by RepDistiller README; this run changes the recipe: epochs: 240 -> 6" in page.text
 
 

@@ -72,7 +72,7 @@ def test_links_work_in_a_browser(browser, tmp_path_factory):
         browser.get(f"{address}/report.html")
         links = browser.execute_script("return [...document.querySelectorAll('a')].map(a => a.href)")
         links = sorted({link for link in links if "#" not in link})
-        assert len(links) == 3 * 7 + 10
+        assert len(links) == 3 * (7 + 1) + 10  # the runs and their teacher; figures
         fetch = "const [u, done] = arguments; Promise.all(u.map(x => fetch(x).then(r => r.status))).then(done)"
         assert browser.execute_async_script(fetch, links) == [200] * len(links)
         assert browser.get_log("browser") == []

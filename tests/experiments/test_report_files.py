@@ -30,6 +30,7 @@ def test_published_holds_what_is_linked_and_no_weights(tmp_path_factory):
     folder, published = report_case.reported(tmp_path_factory.getbasetemp())
     files = {str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()}
     runs = {f"runs/{run.name}/{file}" for run in collect(folder).runs for file in KEPT}
+    runs |= {f"teachers/{report_case.TEACHER}/{file}" for file in KEPT}
     pictures = {f"figures/{file.name}" for file in (folder / "figures").iterdir()}
     assert files == {"report.md", "report.html", "grid.json", "failed/second-kd-adaptive.json"} | runs | pictures
     assert len(collect(published).runs) == 7  # it can be reported on again
@@ -40,6 +41,26 @@ def _refused(capsys, *arguments):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     return said
+
+
+def test_another_baseline(copy, capsys):
+    assert command.main([str(copy), "--baseline", "method=alone"]) == 0
+    assert "Baseline | method alone |" in (copy / "report.md").read_text()
+    capsys.readouterr()
+    for given, said in (
+        ("method=dkdd", "--baseline: method is 'dkdd'; it is one of kd, alone, dkd"),
+        ("way=kd", "--baseline: way is 'kd'; no cell has such a label"),
+        ("kd", "--baseline is LABEL=VALUE, as in method=alone, not 'kd'"),
+    ):
+        assert said in _refused(capsys, copy, "--baseline", given)
+
+
+def test_failures_of_cells_that_the_grid_has_no_more_are_left_out(copy):
+    for name in ("gone", "teachers/resnet8-digits-12"):
+        (copy / "failed" / f"{name.rpartition('/')[2]}.json").write_text(
+            json.dumps({"name": name, "error": "it broke"})
+        )
+    assert {lack.name for lack in collect(copy).missing} == {"second-kd-adaptive", "late", "teachers/resnet8-digits-12"}
 
 
 def test_publish_refuses_what_is_not_its_own(copy, tmp_path, capsys):
