@@ -78,7 +78,7 @@ def plan(cells: Sequence[Cell], grid: str, out: pathlib.Path) -> list[Task]:
             given["teacher"]["cache_dir"] = str(out / tasks.TEACHER_CACHE)
         if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
             name = _teacher_name(resolved)
-            planned.setdefault(name, Task(name, out / name, grid, _teacher_config(given)))
+            planned.setdefault(name, Task(name, out / name, grid, experiment.as_teacher(given)))
             given["teacher"]["checkpoint"] = str(out / name)
             needs = (name,)
         name = f"{tasks.RUNS}/{cell.name}"
@@ -99,29 +99,6 @@ def _teacher_name(resolved: Mapping[str, Any]) -> str:
     dataset = pathlib.Path(source).stem if source.startswith("npz:") else source
     digits = identity.config_hash(experiment.of_teacher(resolved))[:8]
     return f"{tasks.TEACHERS}/" + re.sub(r"[^\w.+-]+", "-", f"{resolved['teacher']['model']}-{dataset}-{digits}")
-
-
-def _teacher_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what resolves to `gkd_jax.training.experiment.of_teacher`, which takes a resolved configuration."""
-    teacher = given["teacher"]
-    alone = {"model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE}
-    ce = {**given["objective"]["ce"], "weight": 1.0, "every": 1, "schedule": {"name": "constant"}}
-    return {
-        **given,
-        "recipe": "alone",
-        "seed": teacher["seed"],
-        "seeds": [],
-        "seeds_share_batches": False,
-        "batch_seed": None,
-        "epochs": teacher["epochs"],
-        "batch_size": teacher["batch_size"],
-        "optimizer": teacher["optimizer"],
-        "ema": 0.0,
-        "compare_alone": False,
-        "student": {"model": teacher["model"], "reuse_classifier": False},
-        "teacher": {**teacher, **alone},
-        "objective": {**given["objective"], "mode": "sum", "ce": ce, "terms": {}},
-    }
 
 
 def differences(task: Task) -> list[str]:

@@ -35,34 +35,44 @@ def load_data(resolved: Mapping[str, Any], *, test: bool = True) -> Dataset:
 
 def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration of the run that trains the teacher: its recipe, and cross-entropy alone."""
-    given = resolved["teacher"]
-    return _alone(resolved) | {
-        "seed": given["seed"],
+    return _with_objective(as_teacher(resolved))
+
+
+def as_teacher(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what resolves to `of_teacher`, of a configuration that may be resolved or not."""
+    teacher = given["teacher"]
+    return _as_alone(given) | {
+        "seed": teacher["seed"],
         "seeds": [],
         "seeds_share_batches": False,
         "batch_seed": None,
-        "epochs": given["epochs"],
-        "batch_size": given["batch_size"],
-        "optimizer": given["optimizer"],
-        "student": {"model": given["model"]},
+        "epochs": teacher["epochs"],
+        "batch_size": teacher["batch_size"],
+        "optimizer": teacher["optimizer"],
+        "student": {"model": teacher["model"], "reuse_classifier": False},
         "ema": 0.0,
     }
 
 
 def _alone(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the same run without a teacher: cross-entropy with its options, at weight 1 throughout."""
-    ce = {**resolved["objective"]["ce"], "weight": 1.0, "every": 1, "schedule": {"name": "constant"}}
+    return _with_objective(_as_alone(resolved))
+
+
+def _as_alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what resolves to `_alone`."""
+    ce = {**given["objective"]["ce"], "weight": 1.0, "every": 1, "schedule": {"name": "constant"}}
     return {
-        **resolved,
+        **given,
         "compare_alone": False,
-        "student": _with_own_classifier(resolved["student"]),
-        "objective": objective.resolve({"mode": "sum", "ce": ce, "terms": {}}),
-        "teacher": {**resolved["teacher"], "model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE},
+        "student": {**given["student"], "reuse_classifier": False},
+        "objective": {**given["objective"], "mode": "sum", "ce": ce, "terms": {}},
+        "teacher": {**given["teacher"], "model": config.NO_TEACHER, "checkpoint": None, "cache": config.NO_CACHE},
     }
 
 
-def _with_own_classifier(student: Mapping[str, Any]) -> dict[str, Any]:
-    return {**student, **({"reuse_classifier": False} if "reuse_classifier" in student else {})}
+def _with_objective(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**given, "objective": objective.resolve(given["objective"])}
 
 
 def run(
