@@ -218,7 +218,9 @@ class Cache:
             self._compute(ids)
 
     def _look_again(self, ids: np.ndarray) -> np.ndarray:
-        """Reads what was written since the last look, and returns which of `ids` are missing still."""
+        """Reads what others have written since the last look, and returns which of `ids` are missing still."""
+        if not any(shards.unread for shards in self._shards.values()):
+            return ids
         self._read()
         whole = np.logical_and.reduce(list(self._held.values()))
         self.from_disk += int((whole & ~self._whole).sum())
