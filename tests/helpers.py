@@ -10,12 +10,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+import pytest
 from jax import Array
 
 from gkd_jax import main, models
 from gkd_jax.losses import term
 from gkd_jax.models import registry
 from gkd_jax.outputs import Outputs
+from gkd_jax.training import members
 from gkd_jax.training.stop import Stop
 
 # The configuration of most tests: KD alone, one convolution a network
@@ -96,6 +98,12 @@ def write_config(folder: pathlib.Path, more: str = "pass", **arrays: Any) -> pat
     file = folder / "small.py"
     file.write_text(CONFIG.format(source=folder / "images.npz", more=more))
     return file
+
+
+def skip_if_not_vmapped(strategy: str | None) -> None:
+    """Skips a test of the strategy "vmap" where `members.strategy` never chooses it."""
+    if strategy == "vmap" and not members.vmaps_convolutions():
+        pytest.skip("this jax cannot differentiate convolutions under vmap on a mesh")
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:

@@ -151,6 +151,7 @@ SEEDS = (3, 11)
 @pytest.mark.parametrize("strategy", ["vmap", "unroll", "shard"])
 def test_students_that_were_stopped_together_end_as_ones_that_were_not(claimed, strategy, by_chunks):
     """On two devices; a line at every third step, which does not divide the 4 or 16 steps of an epoch."""
+    helpers.skip_if_not_vmapped(strategy)
     fields = {"student__model": "speck", "seeds": SEEDS, "seed_strategy": strategy, "ema": 0.9}
     # Between two chunks of the first epoch; in the second behind its chunks. Or in the middle of both
     stops = ((0, 6), (9, 31)) if by_chunks else ((2, 3), (1, 5))

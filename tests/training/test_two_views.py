@@ -154,14 +154,9 @@ def test_the_real_augmentation_on_one_device_and_on_two(program, monkeypatch):
     assert np.mean(np.asarray(batches(program(), 1)[0].images["strong"]) != np.asarray(one)) > 0.3
 
 
-def _skip_if_not_supported(strategy):
-    if strategy == "vmap" and not members.vmaps_convolutions():
-        pytest.skip("this jax cannot differentiate convolutions under vmap on a mesh")
-
-
 @pytest.mark.parametrize(("platform", "strategy", "devices"), [("tpu", "shard", 2), ("cuda", "vmap", 1)])
 def test_it_lowers_for_an_absent_platform(program, begin, monkeypatch, platform, strategy, devices):
-    _skip_if_not_supported(strategy)
+    helpers.skip_if_not_vmapped(strategy)
     monkeypatch.setattr(data, "strong", STRONG)
     made = program(seeds=SEEDS, seed_strategy=strategy, devices=devices)
     state, plan, fixed = begin(made)
@@ -171,7 +166,7 @@ def test_it_lowers_for_an_absent_platform(program, begin, monkeypatch, platform,
 
 @pytest.mark.parametrize(("strategy", "devices", "shared"), [("vmap", 1, False), ("shard", 2, True)])
 def test_every_seed_is_what_it_would_be_alone(program, strategy, devices, shared):
-    _skip_if_not_supported(strategy)
+    helpers.skip_if_not_vmapped(strategy)
     fields = {"seeds": SEEDS, "seed_strategy": strategy, "seeds_share_batches": shared}
     together = trained(program(devices=devices, **fields))
     for place, seed in enumerate(SEEDS):
