@@ -23,7 +23,7 @@ from typing import Any
 from absl import logging
 
 from gkd_jax import machine
-from gkd_jax.arguments import Parser
+from gkd_jax.arguments import Parser, status
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_bytes, write_json
@@ -179,19 +179,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with these arguments, the program's name first; returns its exit status, 2 for a mistake."""
-    try:
+
+    def command() -> str:
         given = _parser().parse_args(argv[1:])
         logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
         machine.prepare()
-        text = publish(**vars(given))
-    except UserError as error:
-        sys.stderr.write(f"gkd_jax: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
-        return 2
-    sys.stdout.write(f"{text}\n")
-    return 0
+        return publish(**vars(given))
+
+    return status(command)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 
 import jax
 import jaxlib
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def key() -> jax.Array:
     """A key of the generator that compiles fastest; its numbers differ between versions of jaxlib."""
     return jax.random.key(0, impl="rbg")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision for one test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
 @pytest.fixture(scope="session")

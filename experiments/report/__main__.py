@@ -22,7 +22,7 @@ from experiments.report import markdown, page
 from experiments.report.collect import collect
 from experiments.report.publish import MARKDOWN, PAGE, check, publish
 from experiments.report.report import compose
-from gkd_jax.arguments import Parser
+from gkd_jax.arguments import Parser, status
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_bytes
 
@@ -37,20 +37,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--publish", type=pathlib.Path, metavar="FOLDER")
     jax.config.update("jax_platforms", "cpu")  # an accelerator has better to do than drawing curves
     command = shlex.join(["python", "-m", "experiments.report", *argv])
-    try:
+
+    def told() -> str:
         given = parser.parse_args(argv)
-        written = write(given.folder, given.publish, command, _labels(given.baseline))
-    except UserError as error:
-        sys.stderr.write(f"gkd_jax: {error}\n")
-        return 2
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"gkd_jax: a report needs {error.name}: pip install 'gkd_jax[experiments]'\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
-        return 2
-    sys.stdout.write(f"{written}\n")
-    return 0
+        try:
+            return write(given.folder, given.publish, command, _labels(given.baseline))
+        except ModuleNotFoundError as error:
+            raise UserError(f"a report needs {error.name}: pip install 'gkd_jax[experiments]'") from error
+
+    return status(told)
 
 
 def _labels(given: str | None) -> dict[str, str] | None:

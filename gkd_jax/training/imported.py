@@ -18,7 +18,6 @@ trained nobody knows but who trained it. `data.json` says under "imported" where
 import argparse
 import hashlib
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 from absl import logging
 
 from gkd_jax import config, data, machine
-from gkd_jax.arguments import Parser
+from gkd_jax.arguments import Parser, status
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.interop import torch
@@ -197,11 +196,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with these arguments, the program's name first; returns its exit status, 2 for a mistake."""
-    try:
+
+    def command() -> str:
         given = _parser().parse_args(argv[1:])
         logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
         machine.prepare()
-        text = write(
+        return write(
             given.weights,
             given.model,
             given.dataset,
@@ -211,11 +211,5 @@ def main(argv: Sequence[str]) -> int:
             std=given.std,
             evaluate=given.evaluate,
         )
-    except UserError as error:
-        sys.stderr.write(f"gkd_jax: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
-        return 2
-    sys.stdout.write(f"{text}\n")
-    return 0
+
+    return status(command)

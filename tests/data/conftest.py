@@ -4,6 +4,8 @@ import importlib.util
 
 import pytest
 
+from gkd_jax.data import sources
+
 
 @pytest.fixture(scope="session")
 def cifar10(data_dir):
@@ -12,3 +14,9 @@ def cifar10(data_dir):
     unpack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(unpack)
     return unpack.load("cifar10", data_dir)
+
+
+@pytest.fixture
+def own_register(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(sources, "_REGISTERED", dict(sources._REGISTERED))

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from noise_case import noise
 from sklearn.datasets import load_digits
 
 from gkd_jax import data
@@ -15,15 +16,7 @@ from gkd_jax.errors import UserError
 BOTH = pytest.mark.parametrize("read", [data.load, data.describe], ids=["load", "describe"])
 
 
-@pytest.fixture(autouse=True)
-def _own_register(monkeypatch):
-    monkeypatch.setattr(sources, "_REGISTERED", dict(sources._REGISTERED))
-
-
-def noise(num=60, classes=3, shape=(8, 8, 3)):
-    rng = np.random.default_rng(num)
-    images, labels = rng.integers(0, 256, (num, *shape), dtype=np.uint8), np.arange(num) % classes
-    return {"x_train": images, "y_train": labels, "x_test": images[:9], "y_test": labels[:9]}
+pytestmark = pytest.mark.usefixtures("own_register")
 
 
 def test_digits():

@@ -7,22 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from noise_case import noise
 
 from gkd_jax import data
-from gkd_jax.data import sources
 from gkd_jax.data import tfds as reader
 from gkd_jax.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _own_register(monkeypatch):
-    monkeypatch.setattr(sources, "_REGISTERED", dict(sources._REGISTERED))
-
-
-def noise(num=60, classes=3, shape=(8, 8, 3)):
-    rng = np.random.default_rng(num)
-    images, labels = rng.integers(0, 256, (num, *shape), dtype=np.uint8), np.arange(num) % classes
-    return {"x_train": images, "y_train": labels, "x_test": images[:9], "y_test": labels[:9]}
+pytestmark = pytest.mark.usefixtures("own_register")
 
 
 class Watched(dict):

@@ -14,20 +14,11 @@ import pytest
 from grid_case import AT_WORK, Fake, failure, finish, go, planned, write
 
 from experiments.grid import plan, process, tasks, worker
-from experiments.grid import run as running
 from experiments.grid.local import LocalEngine
 from experiments.grid.run import DONE, FAILED, RUNNING, Run
 from gkd_jax.training.workdir import AtWork, alone_in, same_run
 
-
-@pytest.fixture(autouse=True)
-def there(tmp_path, monkeypatch):
-    """A folder to work in, with a grid in it, and a run that looks often."""
-    monkeypatch.setattr(running, "_POLL", 0.01)
-    monkeypatch.setattr(running, "_ELSEWHERE", 0.05)
-    monkeypatch.chdir(tmp_path)
-    write()
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("there")
 
 
 # --------------------------------------------------------------------------------------------- what is started

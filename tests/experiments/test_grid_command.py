@@ -15,15 +15,7 @@ from experiments.grid import run as running
 from experiments.grid.run import DONE, FAILED, RUNNING, WAITING, Run
 from experiments.report import collect
 
-
-@pytest.fixture(autouse=True)
-def there(tmp_path, monkeypatch):
-    """A folder to work in, with a grid in it, and a run that looks often."""
-    monkeypatch.setattr(running, "_POLL", 0.01)
-    monkeypatch.setattr(running, "_ELSEWHERE", 0.05)
-    monkeypatch.chdir(tmp_path)
-    write()
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("there")
 
 
 # ----------------------------------------------------------------------------------------------- what is shown

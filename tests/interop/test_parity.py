@@ -29,15 +29,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def x64():
-    """Double precision for one test."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def compare(name, model, dtype, tolerance):
     """Compares logits in eval mode, in training, and in eval mode after it, and the statistics."""
     network = torch_networks.create(name, CLASSES).to(torch.float64 if dtype == np.float64 else torch.float32)
