@@ -8,7 +8,7 @@ experiments/teachers/manifest.json, or that which the environment variable GKD_T
 the rounded weights, computed in float32 on the test images. A name is given once: another network needs another one.
 
   --seed      which of several students that were trained together; the first by default
-  --data_dir  where the run's data set is now, if not where its configuration says
+  --data_dir  the folder that the run's data set is in now, if not where its configuration says
   --note      what else a reader should know: where the network comes from, and under which licence
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import logging
 
-from gkd_jax import machine
+from gkd_jax import identity, machine
 from gkd_jax.arguments import Parser, status
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
@@ -32,8 +32,6 @@ from gkd_jax.training import checkpoint, experiment, finished, imported, parts, 
 ALL = 200 * 10**6  # bytes of all teachers in a manifest: what a clone of the repository may take
 _LICENCE = "Apache-2.0"
 _NOTE = "trained by gkd_jax from random weights; holds no image"
-# Fields that name folders of the machine that trained, with what they become
-_HERE = {"data.data_dir": None, "compilation_cache": "auto", "teacher.cache_dir": "auto"}
 
 
 def publish(
@@ -108,9 +106,10 @@ def _entry(workdir: pathlib.Path, network: finished.Finished, seed: int, known: 
     """Returns what can be said of a network before it is measured."""
     closing = workdir / summary.SUMMARY
     circumstances = finished.read(closing) if closing.exists() else {}
+    recipe = identity.placeless(network.config)
     return {
         "model": network.config["student"]["model"],
-        "dataset": network.config["data"]["source"],
+        "dataset": recipe["data"]["source"],
         "classes": len(network.class_names),
         "mean": [float(x) for x in network.mean],
         "std": [float(x) for x in network.std],
@@ -121,24 +120,22 @@ def _entry(workdir: pathlib.Path, network: finished.Finished, seed: int, known: 
         "device": circumstances.get("device", summary.device()),
         "date": datetime.date.today().isoformat(),
         "variables_sha256": known,
-        "recipe": _elsewhere(network.config),
-        "data": dict(network.record),
+        "recipe": recipe,
+        "data": {**network.record, "source": recipe["data"]["source"]},
     }
 
 
-def _elsewhere(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a configuration without the folders of the machine it was run on."""
-    found: dict[str, Any] = {}
-    for name, value in resolved.items():
-        path = prefix + name
-        found[name] = _elsewhere(value, f"{path}.") if isinstance(value, Mapping) else _HERE.get(path, value)
-    return found
-
-
 def _data(workdir: pathlib.Path, network: finished.Finished, data_dir: str | None) -> Dataset:
-    given = network.config["data"]
-    dataset = experiment.load_data({"data": {**given, "data_dir": data_dir or given["data_dir"]}})
-    if dataset.digest != network.record["digest"]:
+    where = dict(network.config["data"])
+    if data_dir and where["source"].startswith(identity.FILE):
+        file = pathlib.PurePath(where["source"].removeprefix(identity.FILE))
+        where["source"] = f"{identity.FILE}{pathlib.Path(data_dir) / file.name}"
+    elif data_dir:
+        where["data_dir"] = data_dir
+    given = {"data": where}
+    dataset, known = experiment.load_data(given), network.record["digest"]
+    # A network that was trained before anybody read the test split knows no more than the training images
+    if known not in (dataset.digest, experiment.load_data(given, test=False).digest):
         raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
     return dataset
 

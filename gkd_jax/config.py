@@ -23,6 +23,12 @@ SEED_STRATEGIES = ("auto", "vmap", "shard", "unroll")
 NO_CACHE = "none"
 CACHES = (NO_CACHE, "logits", "embedding", "gradients")
 """What of the teacher is kept: each holds what stands before it."""
+_OUTPUTS = ("logits", "embedding")  # each the first level whose caches hold it
+
+
+def held(cache: str) -> tuple[str, ...]:
+    """Returns which of the teacher's outputs a cache of that level holds; "gradients" holds those in images as well."""
+    return _OUTPUTS[: CACHES.index(cache)]
 
 
 def optimizer(learning_rate: float = 0.05) -> ConfigDict:

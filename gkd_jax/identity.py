@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ _ADDED: dict[str, Any] = {
     "data.num_train": None,
     "student.reuse_classifier": False,
 }
+
+FILE = "npz:"
+"""How a `data.source` begins that is a file."""
 
 # Likewise of each line of an objective.
 _LINE = re.compile(r"objective\.(ce|terms\.[^.]+)\.[^.]+$")
@@ -83,3 +87,33 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """Returns "field: there -> here" for each field in which two resolved configurations are different runs."""
     a, b = identity(here), identity(there)
     return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+
+
+# Fields that name folders of the machine that trained, with what they become elsewhere
+_PLACES: dict[str, Any] = {"compilation_cache": "auto", "data.data_dir": None, "teacher.cache_dir": "auto"}
+
+
+def placeless(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration to be shown to others: without folders of this machine, and of files the names alone.
+
+    Paths below the working directory that a run was started from are kept where they say what the run was: those of
+    `teacher.checkpoint`, unless they are absolute.
+    """
+    return _placeless(to_json(resolved), "")
+
+
+def _placeless(resolved: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in resolved.items():
+        path = prefix + name
+        if isinstance(value, Mapping):
+            found[name] = _placeless(value, f"{path}.")
+        elif path in _PLACES:
+            found[name] = _PLACES[path]
+        elif path == "data.source" and str(value).startswith(FILE):
+            found[name] = FILE + pathlib.PurePath(value.removeprefix(FILE)).name
+        elif path == "teacher.checkpoint" and value is not None and pathlib.PurePath(value).is_absolute():
+            found[name] = pathlib.PurePath(value).name
+        else:
+            found[name] = value
+    return found

@@ -14,7 +14,8 @@ From the repository's root:
   --resources  what each Ray task reserves
   --dry        say what would be run, and write nothing
 
-Cells with the same teacher share it, and the cache of its outputs: it is trained once, in DIR/teachers. Started again,
+Cells with the same teacher share it, and the cache of its outputs: it is trained once, in DIR/teachers. Cells that are
+one run, such as the student alone of two pairs, are run once. Started again,
 the command goes on: finished runs are left as they are, others continue from their last checkpoint, failed ones are
 tried again. DIR may be renamed or moved meanwhile. A run that fails is written down in DIR/failed, the others go on,
 and the exit code is 1. Ctrl-C stops at the next step of what runs, saved. `python -m experiments.report DIR` makes the
@@ -119,7 +120,8 @@ def _record(grid: Grid, given: argparse.Namespace, out: pathlib.Path, command: s
     before = finished.read(file).get("grid") if file.exists() else None
     if before is not None and _bare(before) != _bare(given.grid):
         raise UserError(f"--out: {out} holds the grid {before}, not {given.grid}; choose another folder")
-    listed = [{"name": cell.name, "labels": dict(cell.labels)} for cell in grid.cells]
+    run_as = plan.shared(grid.cells)
+    listed = [{"name": cell.name, "run": run_as[cell.name], "labels": dict(cell.labels)} for cell in grid.cells]
     facts = {"title": grid.title, "grid": given.grid, "command": command}
     write_json(file, {**facts, "baseline": grid.baseline, "within": grid.within, "cells": listed})
 

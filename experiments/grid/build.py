@@ -10,11 +10,6 @@ from gkd_jax import config, objective, recipes
 from gkd_jax.errors import UserError
 
 SIZES = ("full", "cpu")
-_HELD: tuple[tuple[str, set[str]], ...] = (
-    ("none", set()),
-    ("logits", {"teacher.logits"}),
-    ("embedding", {"teacher.logits", "teacher.embedding"}),
-)
 
 
 def split(argument: str, expected: str, least: int = 3) -> list[str]:
@@ -83,7 +78,9 @@ def remember(c: ConfigDict) -> None:
     """Caches of the teacher what the terms need, if logits and embeddings are all: gradients take 50 GB."""
     lines = [line.to_dict() for line in c.objective.terms.values() if line.weight]
     needs = {need for line in lines for need in objective.term_of(line).needs}
-    c.teacher.cache = next((level for level, held in _HELD if needs <= held), config.NO_CACHE)
+    small = config.CACHES[: config.CACHES.index("gradients")]
+    fit = (level for level in small if needs <= {f"teacher.{name}" for name in config.held(level)})
+    c.teacher.cache = next(fit, config.NO_CACHE)
 
 
 def cell(name: str, c: ConfigDict, **labels: str) -> Cell:

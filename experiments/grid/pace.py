@@ -21,13 +21,22 @@ class Reading(NamedTuple):
       epoch: that is finished.
       epochs: of all.
       val_accuracy: after it, the mean of all seeds; None without validation images.
-      seconds: that its epochs took, without waiting and compilation between them.
+      seconds: that its epochs took, without compilation and the filling of the teacher's cache.
+      compilation: seconds, paid once a run.
+      filling: seconds of filling the cache, which the first cell does for all.
     """
 
     epoch: int
     epochs: int
     val_accuracy: float | None
     seconds: float
+    compilation: float = 0.0
+    filling: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Seconds that the whole run takes at the pace of its epochs so far, without the filling."""
+        return self.seconds * self.epochs / self.epoch + self.compilation
 
 
 def read(task: Task) -> Reading:
@@ -37,17 +46,20 @@ def read(task: Task) -> Reading:
     except UserError:
         records = []
     last: dict[str, Any] = records[-1] if records else {}
-    seconds = sum(record.get("seconds") or 0.0 for record in records)
-    return Reading(last.get("epoch", 0), task.config["epochs"], last.get("val_accuracy"), seconds)
+    whole, compilation, filling = (
+        sum(record.get(field) or 0.0 for record in records) for field in ("seconds", "seconds_compile", "seconds_cache")
+    )
+    seconds = max(whole - compilation - filling, 0.0)
+    return Reading(last.get("epoch", 0), task.config["epochs"], last.get("val_accuracy"), seconds, compilation, filling)
 
 
 def remaining(run: Run, now: float | None = None) -> float | None:
     """Returns in how many seconds all is done; None as long as nothing can be known.
 
     A task's work is its epochs times its seeds. A waiting task's work takes as long as that of the finished and running
-    tasks that train the same network, on average; where there are none, as that of all. A running task's remaining
-    epochs take as long as its own so far. The sum is shared among as many processes as run now,
-    of those that the engine was handed.
+    tasks that train the same network, on average and without what these spent on the teacher's cache; where there are
+    none, as that of all. A running task's remaining epochs take as long as its own so far. The sum is shared among as
+    many processes as run now, of those that the engine was handed.
 
     Args:
       run: whose tasks they are.
@@ -59,12 +71,12 @@ def remaining(run: Run, now: float | None = None) -> float | None:
     for name in run.those(DONE):
         # A run that was gone on with took longer than its process here, which began in the middle
         if seconds := max(run.status[name].seconds or 0.0, _summed(run.tasks[name])):
+            seconds = max(seconds - read(run.tasks[name]).filling, 0.0)
             paces.setdefault(_network(run.tasks[name]), []).append(seconds / _work(run.tasks[name]))
     for name, reading in running.items():
         if reading.epoch:
             task = run.tasks[name]
-            pace = reading.seconds / (_work(task) * reading.epoch / reading.epochs)
-            paces.setdefault(_network(task), []).append(pace)
+            paces.setdefault(_network(task), []).append(reading.whole / _work(task))
     total = 0.0
     for name, task in run.tasks.items():
         if name not in running and not run.wanted(name):

@@ -30,8 +30,24 @@ def place(out: pathlib.Path) -> pathlib.Path:
     return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
 
+def shared(cells: Sequence[Cell]) -> dict[str, str]:
+    """Returns by cell the name of the cell in whose folder it is run: the first that is the same run, by identity.
+
+    So a student alone is trained once for all pairs that have it. A cell whose configuration cannot work is its own.
+    """
+    first: dict[str, str] = {}
+    found = {}
+    for cell in cells:
+        try:
+            run = identity.config_hash(_resolve(cell.config.to_dict()))
+        except UserError:  # told by `plan`, if the cell is to be run
+            run = cell.name
+        found[cell.name] = first.setdefault(run, cell.name)
+    return found
+
+
 def choose(cells: Sequence[Cell], only: str | None = None, shard: tuple[int, int] = (1, 1)) -> list[Cell]:
-    """Returns the cells of a shard.
+    """Returns the cells that a shard runs, without those that are run in another's folder.
 
     They are dealt out like cards, in their order, so that shards which are started alike share out the same cells.
 
@@ -49,8 +65,10 @@ def choose(cells: Sequence[Cell], only: str | None = None, shard: tuple[int, int
         raise UserError(f"--only: {only!r} is no regular expression ({error})") from error
     if not kept:
         raise UserError(f"--only: {only!r} is found in no cell; the cells are {', '.join(c.name for c in cells)}")
+    run_as = shared(cells)
+    run = {run_as[cell.name] for cell in kept}
     number, count = shard
-    return kept[number - 1 :: count]
+    return [cell for cell in cells if cell.name in run][number - 1 :: count]
 
 
 def plan(cells: Sequence[Cell], grid: str, out: pathlib.Path) -> list[Task]:

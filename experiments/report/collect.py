@@ -27,7 +27,8 @@ class Run:
     """A finished cell.
 
     Attributes:
-      name: of the cell, and of its folder.
+      name: of the cell.
+      place: its folder's name, that of the first cell which is the same run.
       kind: what sets it apart in its group.
       labels: all of them.
       config: resolved.
@@ -36,6 +37,7 @@ class Run:
     """
 
     name: str
+    place: str
     kind: str
     labels: Mapping[str, str]
     config: Mapping[str, Any]
@@ -167,11 +169,11 @@ def collect(folder: pathlib.Path, baseline: Mapping[str, str] | None = None) -> 
     kinds = _kinds(grid["cells"], within)
     for cell in grid["cells"]:
         name = cell["name"]
-        lack = _missing(folder, name)
+        lack = _missing(folder, cell["run"])
         if lack is None:
-            runs[name] = _run(folder / RUNS / name, cell, kinds[name])
+            runs[name] = _run(folder / RUNS / cell["run"], cell, kinds[name])
         else:
-            missing.append(lack)
+            missing.append(lack._replace(name=name))
     # Of others than cells only teachers: a cell that the grid has no more is nobody's lack
     others = sorted({file.stem for file in (folder / FAILED).glob("*.json")} - set(kinds))
     missing += [lack for name in others if (lack := _failure(folder, name)).name.startswith(f"{TEACHERS}/")]
@@ -217,8 +219,10 @@ def read_grid(folder: pathlib.Path) -> dict[str, Any]:
     for cell in grid["cells"]:
         if not (isinstance(cell, dict) and isinstance(cell.get("name"), str) and isinstance(cell.get("labels"), dict)):
             raise UserError(f"{folder / GRID}: damaged: a cell needs name and labels, found {cell!r}")
-        if not re.fullmatch(r"[\w.+-]+", cell["name"]) or cell["name"].strip(".") == "":
-            raise UserError(f"{folder / GRID}: damaged: {cell['name']!r} is no folder's name")
+        cell.setdefault("run", cell["name"])  # as it was in every grid before cells could share a run
+        for name in (cell["name"], cell["run"]):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == "":
+                raise UserError(f"{folder / GRID}: damaged: {name!r} is no folder's name")
     return grid
 
 
@@ -235,7 +239,7 @@ def _run(folder: pathlib.Path, cell: Mapping[str, Any], kind: str) -> Run:
     if not records or records[-1]["epoch"] != config["epochs"]:
         last = records[-1]["epoch"] if records else 0
         raise UserError(f"{folder / METRICS}: damaged: it ends at epoch {last} of {config['epochs']}")
-    return Run(cell["name"], kind, cell["labels"], config, summary, records)
+    return Run(cell["name"], cell["run"], kind, cell["labels"], config, summary, records)
 
 
 def _missing(folder: pathlib.Path, name: str) -> Missing | None:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from experiments.grid.tasks import FAILED, GRID, RUNS, TEACHERS
 from experiments.report.collect import KEPT, Found, read_grid
 from experiments.report.figures import FIGURES
+from gkd_jax import identity
 from gkd_jax.errors import UserError
-from gkd_jax.reporting.files import write_bytes
+from gkd_jax.reporting.files import write_bytes, write_json
+from gkd_jax.training.finished import CONFIG, read
 
 MARKDOWN, PAGE = "report.md", "report.html"
 
@@ -31,7 +33,7 @@ def check(found: Found, target: pathlib.Path) -> None:
                 f"--publish: {target} holds another grid's report ({field}: {other[field]!r}, not "
                 f"{found.grid[field]!r}); name a new or empty folder"
             )
-    mine = {run.name for run in found.runs}
+    mine = {run.place for run in found.runs}
     orphans = sorted(folder.name for folder in (target / RUNS).glob("*") if folder.name not in mine)
     if orphans:
         raise UserError(
@@ -43,6 +45,8 @@ def check(found: Found, target: pathlib.Path) -> None:
 def publish(found: Found, pictures: Iterable[str], target: pathlib.Path) -> None:
     """Copies the report, its figures, and of each run and each shared teacher the files that it links to.
 
+    Configurations are copied without the folders of this machine, see `gkd_jax.identity.placeless`.
+
     Args:
       found: what the report was made of, see `check`.
       pictures: names of its figures; others in the target's folder of figures are removed.
@@ -53,11 +57,15 @@ def publish(found: Found, pictures: Iterable[str], target: pathlib.Path) -> None
     """
     check(found, target)
     kept = [f"{FIGURES}/{name}" for name in pictures]
-    kept += [f"{RUNS}/{run.name}/{file}" for run in found.runs for file in KEPT]
+    kept += [f"{RUNS}/{run.place}/{file}" for run in found.runs for file in KEPT]
     kept += [f"{TEACHERS}/{name}/{file}" for name in found.teachers for file in KEPT]
     failed = [f"{FAILED}/{file.name}" for file in (found.folder / FAILED).glob("*.json")]
     for name in (*kept, *failed, MARKDOWN, PAGE, GRID):
-        write_bytes(target / name, _read(found.folder / name))
+        file = found.folder / name
+        if file.name == CONFIG:
+            write_json(target / name, identity.placeless(read(file)))
+        else:
+            write_bytes(target / name, _read(file))
     for stale in (*(target / FIGURES).glob("*.png"), *(target / FAILED).glob("*.json")):
         if f"{stale.parent.name}/{stale.name}" not in (*kept, *failed):
             stale.unlink()

@@ -154,7 +154,7 @@ def _device(device: Mapping[str, Any]) -> str:
 
 def link(run: Run | str, file: str) -> str:
     """Returns the relative address of a file of a run, or of the shared teacher of that name."""
-    folder, name = (TEACHERS, run) if isinstance(run, str) else (RUNS, run.name)
+    folder, name = (TEACHERS, run) if isinstance(run, str) else (RUNS, run.place)
     return f"{folder}/{urllib.parse.quote(name)}/{file}"
 
 

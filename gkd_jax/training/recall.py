@@ -17,7 +17,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Int32
 
 from gkd_jax import objective
-from gkd_jax.config import CACHES
+from gkd_jax.config import held as held_by
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
 from gkd_jax.objective import Lines
@@ -51,7 +51,7 @@ def unheld(level: str, lines: Lines) -> list[str]:
     A cache is of the view "weak". What the teacher says of another one is computed at every step beside it; but where
     that is all that is asked of the teacher, a cache is for nothing.
     """
-    held = {f"teacher.{name}" for name in _held(level)}
+    held = {f"teacher.{name}" for name in held_by(level)}
     needs = {need for line in _remembered_lines(lines).values() for need in line.term.needs}
     if not needs and any(line.term.needs for line in lines.values()):
         return [f"the teacher on the view {STRONG!r} alone"]
@@ -62,10 +62,6 @@ def unheld(level: str, lines: Lines) -> list[str]:
 
 def _remembered_lines(lines: Lines) -> Lines:
     return by_view(lines).get(WEAK, {})
-
-
-def _held(level: str) -> tuple[str, ...]:
-    return ("logits", "embedding")[: CACHES.index(level)]
 
 
 def _remembered(level: str, gradient: Gradient) -> bool:
@@ -167,7 +163,7 @@ class Recall:
 
     def _rows(self, outputs: Outputs) -> dict[str, Any]:
         """Returns what is kept of a teacher's outputs, by the name of its rows."""
-        kept = {name: getattr(outputs, name) for name in _held(self.level)}
+        kept = {name: getattr(outputs, name) for name in held_by(self.level)}
         return {**kept, **{gradient.name: outputs.grads[gradient.name] for gradient in self._gradients}}
 
     def _ask(self) -> Callable[[Int32[np.ndarray, " m"]], Mapping[str, Array]]:
@@ -238,7 +234,7 @@ class Recall:
     @property
     def _served(self) -> tuple[str, ...]:
         """The rows that the step is given."""
-        return tuple(n for n in self._row_shapes if n not in _held(self.level) or _needs(self._lines, n))
+        return tuple(n for n in self._row_shapes if n not in held_by(self.level) or _needs(self._lines, n))
 
     def _whereabouts(self) -> str:
         cache = self.cache

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.usefixtures("there")
 # ----------------------------------------------------------------------------------------------- what is shown
 
 
-def records(task, epochs, seconds=2.0):
+def records(task, epochs, seconds=2.0, first=None):
     task.folder.mkdir(parents=True, exist_ok=True)
     lines = [{"epoch": e + 1, "seconds": seconds, "val_accuracy": 0.1 * e} for e in range(epochs)]
+    lines[0] |= first or {}
     (task.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -48,6 +49,20 @@ def test_how_long_the_rest_takes(there):
     assert pace.remaining(run, now=80.0) == pytest.approx((expected["kd"] + expected["kd2"]) / 2)
     assert pace.read(kd) == pace.Reading(60, 240, pytest.approx(5.9), 30.0)
     assert pace.read(kd2) == pace.Reading(0, 3, None, 0.0)
+
+
+def test_what_the_first_cell_spends_on_the_cache_is_no_others(there):
+    run = Run(planned(only="kd|kd2|dkd"))
+    (teacher,) = run.tasks["runs/kd"].needs
+    run.status[teacher] = running.Status(DONE, seconds=1000.0)
+    run.status["runs/kd"] = running.Status(RUNNING)
+    first = {"seconds": 80.5, "seconds_cache": 70.0, "seconds_compile": 10.0}
+    records(run.tasks["runs/kd"], epochs=60, seconds=0.5, first=first)
+    # 240 epochs of half a second, of which 180 are left; another cell compiles too; 3 of 240 epochs are kd2's
+    waiting = (240 * 0.5 + 10) * (1 + 3 / 240)
+    assert pace.remaining(run, now=0.0) == pytest.approx(180 * 0.5 + waiting)
+    run.status["runs/kd"] = running.Status(DONE, seconds=70 + 240 * 0.5 + 10)
+    assert pace.remaining(run, now=0.0) == pytest.approx(waiting)
 
 
 def test_how_long_the_rest_takes_after_a_run_that_was_gone_on_with_and_in_a_queue(there):

@@ -100,13 +100,24 @@ def test_one_folder_has_one_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_share_out_all_cells(count):
-    given = [cell(f"c{i}") for i in range(5)]
+    given = [cell(f"c{i}", seeds=(i,)) for i in range(5)]
     dealt = [[c.name for c in plan.choose(given, shard=(i + 1, count))] for i in range(count)]
     assert sorted(name for shard in dealt for name in shard) == [c.name for c in given]
     sizes = [len(shard) for shard in dealt]
     assert max(sizes) - min(sizes) <= 1
     if count == 2:
         assert [c.name for c in plan.choose(given, only="[1-4]", shard=(2, 2))] == ["c2", "c4"]
+
+
+def test_cells_that_are_one_run_are_run_once():
+    given = [cell("a"), cell("b", seeds=(3,)), cell("same", tensorboard=False), cell("c", seeds=(4,)), cell("again")]
+    assert plan.shared(given) == {"a": "a", "b": "b", "same": "a", "c": "c", "again": "a"}
+    assert [c.name for c in plan.choose(given)] == ["a", "b", "c"]
+    assert [c.name for c in plan.choose(given, only="again|b|same")] == ["a", "b"]
+    dealt = [[c.name for c in plan.choose(given, shard=(i, 2))] for i in (1, 2)]
+    assert dealt == [["a", "c"], ["b"]]
+    wrong = [cell("a", batch_size=-1), cell("b", batch_size=-1)]
+    assert plan.shared(wrong) == {"a": "a", "b": "b"}
 
 
 # --------------------------------------------------------------------------------------------- the grids here
@@ -157,6 +168,12 @@ def test_the_grids_have_what_they_promise():
     pairs = named("pairs.py")
     assert len(pairs) == 2 * 13 * 4
     assert {each.labels["pair"] for each in pairs.values()} == {f"{a} to {b}" for a, b in published.pairs()}
+    run_as = plan.shared([*pairs.values()])
+    alone = {(c.labels["dataset"], c.config.student.model): n for n, c in reversed(pairs.items()) if "-alone" in n}
+    assert {name for name, run in run_as.items() if name == run} == {
+        *alone.values(), *(name for name in pairs if "-alone" not in name)
+    }  # fmt: skip
+    assert len(alone) == 18
     first = list(dict.fromkeys(each.labels["pair"] for each in pairs.values()))[:3]
     assert first == ["resnet56 to resnet20", "resnet50 to mobilenetv2_half", "resnet32x4 to resnet8x4"]
     dkd = pairs["cifar10-vgg13-vgg8-dkd"].config

@@ -16,6 +16,7 @@ from report_case import change
 from experiments.report import __main__ as command
 from experiments.report import figures, tables
 from experiments.report.collect import KEPT, collect
+from gkd_jax.errors import UserError
 
 
 @pytest.fixture
@@ -34,6 +35,47 @@ def test_published_holds_what_is_linked_and_no_weights(tmp_path_factory):
     pictures = {f"figures/{file.name}" for file in (folder / "figures").iterdir()}
     assert files == {"report.md", "report.html", "grid.json", "failed/second-kd-adaptive.json"} | runs | pictures
     assert len(collect(published).runs) == 7  # it can be reported on again
+
+
+def test_cells_that_are_one_run_have_its_folder(copy, tmp_path):
+    grid = json.loads((copy / "grid.json").read_text())
+    wide, dataset = report_case.PAIRS["second"]
+    other = {"pair": wide, "dataset": dataset, "method": "dkd", "schedule": "constant"}
+    grid["cells"].append({"name": "second-dkd", "run": "first-alone", "labels": other})
+    (copy / "grid.json").write_text(json.dumps(grid))
+    (run,) = [run for run in collect(copy).runs if run.name == "second-dkd"]
+    (whose,) = [run for run in collect(copy).runs if run.name == "first-alone"]
+    assert (run.place, run.summary, run.labels) == ("first-alone", whose.summary, other)
+    assert command.main([str(copy), "--publish", str(tmp_path / "published")]) == 0
+    page = (tmp_path / "published" / "report.md").read_text()
+    assert "second-dkd" in page
+    assert "runs/second-dkd" not in page
+    assert not (tmp_path / "published" / "runs" / "second-dkd").exists()
+    (copy / "runs" / "first-alone" / "summary.json").unlink()
+    states = {lack.name: lack.state for lack in collect(copy).missing}
+    assert states["second-dkd"] == states["first-alone"] == "unfinished"
+    grid["cells"][-1]["run"] = "../first-alone"
+    (copy / "grid.json").write_text(json.dumps(grid))
+    with pytest.raises(UserError, match="'../first-alone' is no folder's name"):
+        collect(copy)
+
+
+def test_published_says_nothing_of_this_machines_folders(copy, tmp_path):
+    file = copy / "runs" / "first-kd" / "config.json"
+    config = json.loads(file.read_text())
+    config["data"] |= {"data_dir": "/secret/data", "source": "npz:/secret/birds.npz"}
+    config["teacher"] |= {"checkpoint": "/secret/grid/teachers/resnet56-cifar100-1a2b", "cache_dir": "/secret/cache"}
+    config["compilation_cache"] = "/secret/compiled"
+    file.write_text(json.dumps(config))
+    assert command.main([str(copy), "--publish", str(tmp_path / "published")]) == 0
+    published = json.loads((tmp_path / "published" / "runs" / "first-kd" / "config.json").read_text())
+    assert published["data"]["data_dir"] is None
+    assert published["data"]["source"] == "npz:birds.npz"
+    assert published["teacher"]["checkpoint"] == "resnet56-cifar100-1a2b"
+    assert published["teacher"]["cache_dir"] == published["compilation_cache"] == "auto"
+    assert published["objective"] == config["objective"]
+    texts = (f for f in (tmp_path / "published").rglob("*") if f.suffix in (".json", ".jsonl", ".md", ".html"))
+    assert not [f for f in texts if "/secret" in f.read_text()]
 
 
 def _refused(capsys, *arguments):

@@ -142,6 +142,7 @@ def test_the_manifest(shelf, trained):
         **{"model": "speck_wide", "classes": 6, "seed": 3, "steps": 8, "note": "of noise"},
         "licence": "Apache-2.0",
     }
+    run["data"]["source"] = record["source"] = "npz:images.npz"  # wherever it lies here
     assert entry["dataset"] == run["data"]["source"]
     assert (entry["mean"], entry["std"], entry["data"]) == (record["mean"], record["std"], record)
     assert entry["recipe"] == run
@@ -150,7 +151,7 @@ def test_the_manifest(shelf, trained):
 
     # What was measured is the rounded network, computed in float32
     network = finished.load(trained)
-    dataset = experiment.load_data(run)
+    dataset = experiment.load_data(network.config)
     assert entry["test_images"] == len(dataset.test_images) == 30
     images = jnp.asarray((dataset.test_images / 255.0 - dataset.mean) / dataset.std, jnp.float32)
     rounded = jax.tree.map(jnp.asarray, as_published(network.variables))
@@ -207,8 +208,20 @@ def test_no_folder_of_this_machine_is_told(trained, published, file, tmp_path):
     )
     (copy / "config.json").write_text(json.dumps(run))
     assert _publish(copy, "--name=other").status == 0
-    assert "/secret" not in (published / "manifest.json").read_text()
+    text = (published / "manifest.json").read_text()
+    assert "/secret" not in text
+    assert str(file.parent) not in text
+    assert manifest(published)["teachers"]["other"]["recipe"]["data"]["source"] == "npz:images.npz"
     assert list(manifest(published)["teachers"]) == ["other", NAME]  # sorted, and the first is still there
+
+
+def test_a_network_that_was_trained_before_the_test_split_was_read(published, file, tmp_path):
+    run = resolve(command.parse(["gkd_jax", *map(str, flags(file))]).config)
+    experiment.run(run, tmp_path / "blind", test=False)
+    told = _publish(tmp_path / "blind", "--name=blind")
+    assert (told.status, told.err) == (0, "")
+    entry = manifest(published)["teachers"]["blind"]
+    assert entry["test_accuracy"] == experiment.run(run, tmp_path / "seeing")["student"]["test_accuracy"]
 
 
 def test_parts(monkeypatch, published, trained):
@@ -268,7 +281,7 @@ def test_a_name_is_given_once(published, trained, distilled):
     assert helpers.contents(published) == before
 
 
-def test_a_network_from_elsewhere_and_of_another_compute_type(published):
+def test_a_network_from_elsewhere_and_of_another_compute_type(published, file):
     """What is unpacked is a run like others: it has no summary, and says where it came from."""
     recipe = manifest(published)["teachers"][NAME]["recipe"]
     change(published, recipe=recipe | {"dtype": "bfloat16"})
@@ -280,7 +293,9 @@ def test_a_network_from_elsewhere_and_of_another_compute_type(published):
     assert (refused.status, refused.out) == (2, "")
     assert f"{folder} holds imported weights: say where they come from by --note, and under which" in refused.err
     assert helpers.contents(published) == kept
-    told = _publish(folder, "--name=again", "--note=from there", "--licence=MIT")
+    given = ("--name=again", "--note=from there", "--licence=MIT")
+    assert "images.npz" in _publish(folder, *given).err  # which lies elsewhere
+    told = _publish(folder, *given, "--data_dir", file.parent)
     assert (told.status, told.err) == (0, "")
     entry = manifest(published)["teachers"]["again"]
     assert (entry["note"], entry["licence"]) == ("from there", "MIT")
