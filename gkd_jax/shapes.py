@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gkd_jax import config, data, models, objective
 from gkd_jax.models import count
@@ -55,8 +54,7 @@ def _networks(resolved: Mapping[str, Any], known: data.Description) -> dict[str,
         teacher = models.create(name, num_classes=known.num_classes)
         found["teacher"] = name, teacher
         if finished.reuses(resolved):
-            variables = jax.eval_shape(teacher.init, jax.random.key(0), jnp.zeros((1, *known.image_shape)))
-            record[finished.REUSED] = final_shape(teacher, variables, known.image_shape)
+            record[finished.REUSED] = final_shape(teacher, known.image_shape)
             student += " + projector"
     found["student"] = student, finished.rebuilt(resolved, record, known.num_classes)
     return found

@@ -36,7 +36,7 @@ def standard(pair: Sequence[str], dataset: str, method: str, size: str = "full")
       pair: teacher and student.
       dataset: such as "cifar100".
       method: a recipe's name, or NAME+gompertz.
-      size: "full", the standard recipe with the seeds 0 to 2; or "cpu", what two cores do in minutes: 8,000 images
+      size: "full", the standard recipe with the seeds 0 to 2; or "cpu", what two cores do in minutes: 5,000 images
         beside a validation split of a tenth, 20 epochs, 60 for the teacher, the seeds 0 to 3.
 
     Raises:
@@ -50,7 +50,7 @@ def standard(pair: Sequence[str], dataset: str, method: str, size: str = "full")
     if size == "cpu":
         c.seeds = (0, 1, 2, 3)
         c.epochs, c.teacher.epochs = 20, 60
-        c.data.num_train, c.data.val_fraction = 8000, 0.1
+        c.data.num_train, c.data.val_fraction = 5000, 0.1
     return c
 
 

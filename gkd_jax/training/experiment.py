@@ -160,12 +160,7 @@ def _reused_final(resolved: Mapping[str, Any], dataset: Dataset, master: Teacher
     if master is not None:
         return master.reused(dataset.image_shape).final
     model = finished.network(of_teacher(resolved), dataset.num_classes)
-    return teacher.final_shape(model, _shapes(model, dataset), dataset.image_shape)
-
-
-def _shapes(model: Model, dataset: Dataset) -> Any:
-    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return teacher.final_shape(model, dataset.image_shape)
 
 
 def _say_unheld(resolved: Mapping[str, Any], dataset: Dataset) -> None:
@@ -222,7 +217,7 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
         kernel, bias = master.classifier(variables)
         reused = None
         if finished.reuses(resolved):
-            reused = Reused(teacher.final_shape(master, variables, dataset.image_shape), kernel, bias)
+            reused = Reused(teacher.final_shape(master, dataset.image_shape, variables), kernel, bias)
         student = finished.network(resolved, dataset.num_classes, reused=reused)
         norms = master.norms(variables) if master.norms is not None else None
         setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, kernel, bias, norms)

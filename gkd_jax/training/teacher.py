@@ -35,16 +35,20 @@ class Teacher(NamedTuple):
 
     def reused(self, image_shape: tuple[int, int, int]) -> Reused:
         """Returns what a student takes over that speaks through its classifier; see `final_shape`."""
-        return Reused(final_shape(self.model, self.variables, image_shape), self.kernel, self.bias)
+        return Reused(final_shape(self.model, image_shape, self.variables), self.kernel, self.bias)
 
 
-def final_shape(model: Model, variables: Variables, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns height, width and channels of a teacher's final map; the variables may be shapes.
+def final_shape(
+    model: Model, image_shape: tuple[int, int, int], variables: Variables | None = None
+) -> tuple[int, int, int]:
+    """Returns height, width and channels of a teacher's final map; None for the variables that it would begin with.
 
     Raises:
       UserError: if it reports none.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if variables is None:
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
     final = forward_shapes(model, variables, images, (), train=False).final
     if final is None:
         raise UserError("student.reuse_classifier needs a teacher that reports its final map, and this one does not")

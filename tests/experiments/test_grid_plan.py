@@ -198,7 +198,7 @@ def test_the_grids_have_what_they_promise():
     assert len(kinds) == 11
 
     ablation = named(small := "ablation.py:resnet20,resnet8,cifar100,cpu")
-    assert "8,000 training images, 10 % of the images for validation, 20 epochs, 4 seeds" in load(small).title
+    assert "5,000 training images, 10 % of the images for validation, 20 epochs, 4 seeds" in load(small).title
     terms = {name: set(each.config.objective.terms) for name, each in ablation.items()}
     both = {"kd", "wasserstein", "gradient"}
     for schedule in ("constant", "gompertz"):
@@ -211,7 +211,7 @@ def test_the_grids_have_what_they_promise():
     caches = {name: each.config.teacher.cache for name, each in ablation.items()}
     assert caches.pop("kd+w+gm_input-gompertz") == caches.pop("alone") == "none"
     assert set(caches.values()) == {"embedding"}
-    assert {each.config.data.num_train for each in ablation.values()} == {8000}
+    assert {each.config.data.num_train for each in ablation.values()} == {5000}
 
 
 @pytest.mark.parametrize(
