@@ -1,11 +1,16 @@
 """Everything that a first accelerator should answer, in one command that needs no preparation.
 
-python -m experiments.accelerator [--minutes 25]
+python -m experiments.accelerator [--minutes 25] [--only NAME,NAME] [--extra ARGUMENTS] [--rehearse]
 
 It measures, in the order of what matters most, until the minutes are over: the pairs and objectives that the project
 promises a time for, students of several seeds, chunk lengths, and XLA's flags that may remove launches. Every figure is
 written as soon as it is known: one JSON file each in experiments/results/accelerator, and a table at the end. Without
 PyTorch (`pip install -e '.[bench]'`) our side alone is measured.
+
+  --minutes    after which nothing more is begun
+  --only       names of trials
+  --extra      arguments for every `experiments.benchmark`
+  --rehearse   run it where there is no accelerator too, to see that it works
 """
 
 import argparse
@@ -16,7 +21,11 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from gkd_jax.arguments import Parser, status
+from gkd_jax.errors import UserError, unknown
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "accelerator"
 _EPOCHS, _EPOCH = 240, 50_000
@@ -96,33 +105,63 @@ def row(trial: Trial, found: dict[str, Any]) -> str:
     return f"| {trial.name} | {rate:,.0f} | {whole / 60:.2f}{fill} | {promised}{ratios} |"
 
 
-def main() -> int:
-    """Runs what there is time for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.accelerator",
+def platform() -> str:
+    """Returns the platform that JAX finds, asked by another process: this one must leave the device's memory alone."""
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    lines = found.stdout.split()
+    if found.returncode or not lines:
+        reason = found.stderr.strip().splitlines()
+        raise UserError(f"JAX finds no device ({reason[-1] if reason else 'it says nothing'})")
+    return lines[-1]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "python -m experiments.accelerator",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--only", default="", help="names of trials, by commas")
-    parser.add_argument("--extra", default="", help="arguments for every benchmark")
-    given = parser.parse_args()
+    parser.add_argument("--only", default="")
+    parser.add_argument("--extra", default="")
+    parser.add_argument("--rehearse", action="store_true")
+    return parser
+
+
+def execute(argv: Sequence[str]) -> str:
+    """Runs what there is time for, and returns the table.
+
+    Raises:
+      UserError: if there is no accelerator, or no such trial.
+    """
+    given = _parser().parse_args(argv)
+    names = [name for name in given.only.split(",") if name]
+    for name in names:
+        if name not in {trial.name for trial in TRIALS}:
+            raise unknown("trial", name, [trial.name for trial in TRIALS])
+    if not given.rehearse and platform() == "cpu":
+        raise UserError(
+            "there is no accelerator here, or JAX does not see it (pip install 'jax[cuda12]' or 'jax[tpu]'); on a CPU "
+            "python -m experiments.benchmark measures one pair, and --rehearse shows that this command works"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
     torch = importlib.util.find_spec("torch") is not None
-    chosen = [trial for trial in TRIALS if not given.only or trial.name in given.only.split(",")]
     end = time.monotonic() + 60 * given.minutes
     head = "| trial | images a second | minutes for 240 epochs | promised (H200) | / field | / fastest |\n"
     lines = [head + "|---|---|---|---|---|---|"]
-    for trial in chosen:
+    for trial in TRIALS:
         left = end - time.monotonic()
+        if names and trial.name not in names:
+            continue
         if left < _LEAST:
             break
         lines.append(row(trial, run(trial, left, torch, given.extra.split())))
         sys.stderr.write(lines[-1] + "\n")
         (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(lambda: execute(sys.argv[1:])))

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import accelerator, benchmark
 from experiments.bench import report
+from gkd_jax.errors import UserError
 
 READY = {"compile_seconds": 3.0, "dtype": "float32", "device": "cpu", "config": {}}
 COUNTED = {"peak_bytes": 10**9, "flops": 4e9, "bytes": 1e9, "ops_per_step": 12}
@@ -104,3 +105,32 @@ def test_our_side_is_measured_from_a_filled_cache(tmp_path, compilation_cache):
     assert found["whole_run"]["images_per_second"] < found["ours"]["images_per_second"]
     assert 0 < found["roofline"]["share"] < 2
     assert "resnet8 to resnet8" in ended.stdout
+
+
+def test_what_needs_an_accelerator_says_so():
+    assert accelerator.platform() == "cpu"
+    with pytest.raises(UserError, match="there is no accelerator here"):
+        accelerator.execute([])
+    with pytest.raises(UserError, match="unknown trial .small-kdd. .*small-kd"):
+        accelerator.execute(["--only", "small-kdd"])
+    with pytest.raises(UserError, match="--minute"):
+        accelerator.execute(["--minute", "3"])
+
+
+def test_the_time_that_is_left_is_kept_to(monkeypatch, tmp_path):
+    """Nothing is begun that has not a minute; what ran is in the table."""
+    clock = iter([0.0, 0.0, 30.0, 61.0])
+    ran = []
+
+    def run(trial, seconds, torch, extra):
+        ran.append((trial.name, seconds, extra))
+        return {"failed": "exit status 1"}
+
+    monkeypatch.setattr(accelerator, "FOLDER", tmp_path)
+    monkeypatch.setattr(accelerator, "run", run)
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: next(clock))
+    table = accelerator.execute(["--rehearse", "--minutes", "2", "--extra", "--batch 8"])
+    first, second, *_ = accelerator.TRIALS
+    assert ran == [(first.name, 120.0, ["--batch", "8"]), (second.name, 90.0, ["--batch", "8"])]
+    assert table.count("exit status 1") == 2
+    assert (tmp_path / "table.md").read_text() == f"{table}\n"
