@@ -9,10 +9,11 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gkd_jax import config, pyfile
+from gkd_jax import config, hosts, pyfile
 from gkd_jax.errors import UserError
+from gkd_jax.export import options
 
-MODES = ("train", "eval", "shapes", "print")
+MODES = ("train", "eval", options.MODE, "shapes", "print")
 
 
 class Command(NamedTuple):
@@ -23,6 +24,8 @@ class Command(NamedTuple):
     workdir: pathlib.Path
     again: str  # the command line that continues the run
     compare: bool = False  # whether to set the result beside published ones
+    export: options.Options | None = None  # what to export, in that mode
+    joining: hosts.Given | None = None  # how several processes find each other, where the mode is one for several
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -46,7 +49,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     mode, compare = str(values["mode"].value), bool(values["compare"].value)
     if compare and mode not in ("train", "eval"):
         raise UserError(f"--compare stands with --mode=train or --mode=eval, not with --mode={mode}")
-    return Command(values["config"].value, mode, pathlib.Path(workdir), again, compare)
+    joining, export = hosts.from_flags(values, mode), options.given(values, mode)
+    return Command(values["config"].value, mode, pathlib.Path(workdir), again, compare, export, joining)
 
 
 def run_name(config_argument: str) -> str:
@@ -78,7 +82,9 @@ def _flags(argv: Sequence[str], given: ConfigDict) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
     flags.DEFINE_bool("compare", False, "Set the result beside published ones.", flag_values=values)
+    hosts.define_flags(values)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
+    options.define(values)
     try:
         config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=list(argv))
         rest = values(list(argv))

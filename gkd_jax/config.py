@@ -22,12 +22,23 @@ NO_TEACHER = "none"
 SEED_STRATEGIES = ("auto", "vmap", "shard", "unroll")
 NO_CACHE = "none"
 CACHES = (NO_CACHE, "logits", "embedding", "gradients")
-"""What of the teacher is kept: each holds what stands before it."""
+"""What of the teacher is kept of every view: each holds what stands before it. Of images that are streamed, VIEWS."""
+VIEWS = "views:"
+"""What of the teacher is kept of K views of each image, "views:K"."""
+RESIDENCIES = ("auto", "device", "host", "stream")
 _OUTPUTS = ("logits", "embedding")  # each the first level whose caches hold it
+
+
+def kept_views(cache: str) -> int | None:
+    """Returns how many views of each image a cache keeps that keeps but some, K of "views:K"; None of another one."""
+    count = cache.removeprefix(VIEWS)
+    return int(count) if cache.startswith(VIEWS) and count.isdecimal() and int(count) > 0 else None
 
 
 def held(cache: str) -> tuple[str, ...]:
     """Returns which of the teacher's outputs a cache of that level holds; "gradients" holds those in images as well."""
+    if kept_views(cache):
+        return _OUTPUTS[:1]
     return _OUTPUTS[: CACHES.index(cache)]
 
 
@@ -107,6 +118,9 @@ def default() -> ConfigDict:
             "pad": 4,
             "flip": True,
             "num_classes": config_dict.placeholder(int),
+            "residency": "auto",  # of the images: "device", "host" or "stream"
+            "image_size": config_dict.placeholder(int),  # side of random-resized crops, of images that are streamed
+            "workers": placeholder("auto"),  # processes that read these; one for each core but one, 0 for threads
         }
     )
     config.teacher = ConfigDict(
@@ -117,7 +131,8 @@ def default() -> ConfigDict:
             "batch_size": 64,
             "seed": 0,
             "optimizer": optimizer(),
-            "cache": "none",  # of its outputs on every view: "logits", "embedding" or "gradients"
+            "cache": "none",  # of its outputs on every view: "logits", "embedding" or "gradients"; "views:K", see VIEWS
+            "cache_top": 10,  # classes of which "views:K" holds the probability
             "cache_memory": placeholder("auto"),  # GB on the device; half of what is free, 0 is the host's memory
             "cache_dir": "auto",  # a folder of the user's cache; "off"; or a path
         }
@@ -211,7 +226,7 @@ def _seeds(value: Any) -> bool:
 
 _folder: tuple[Callable[[Any], bool], str] = (lambda v: bool(v.strip()), "'auto', 'off' or the path of a folder")
 # Fields that are a number or "auto"
-_AUTO = ("steps_per_call", "cpu_devices", "teacher.cache_memory")
+_AUTO = ("steps_per_call", "cpu_devices", "teacher.cache_memory", "data.workers")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _between(0, 2**32 - 1),
     "seeds": (_seeds, "different whole numbers from 0 to 2^32 - 1, such as (0, 1, 2, 3)"),
@@ -228,11 +243,18 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.split_seed": _between(0, 2**32 - 1),
     "data.num_train": (lambda v: v is None or (isinstance(v, int) and v > 0), "a whole number, 1 or above"),
     "data.pad": _between(0, 1000),
+    "data.residency": _one_of(*RESIDENCIES),
+    "data.image_size": (lambda v: v is None or (isinstance(v, int) and 8 <= v <= 4096), "a whole number, 8 to 4096"),
+    "data.workers": _auto_or(0, "a whole number", int),
     "teacher.epochs": _between(1, 10**6),
     "teacher.batch_size": _between(1, 10**6),
     "teacher.seed": _between(0, 2**32 - 1),
     "compilation_cache": _folder,
-    "teacher.cache": _one_of(*CACHES),
+    "teacher.cache": (
+        lambda v: v in CACHES or kept_views(v) is not None,
+        "one of " + ", ".join(map(repr, CACHES)) + f", or {VIEWS + 'K'!r} with a whole number K, 1 or above",
+    ),
+    "teacher.cache_top": _between(1, 1 << 16),
     "teacher.cache_dir": _folder,
     "teacher.cache_memory": _auto_or(0, "a number of gigabytes", int, float),
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
@@ -255,6 +277,26 @@ def check(config: ConfigDict) -> None:
         rule = _RULES.get(path)
         if rule is not None and not rule[0](value):
             raise UserError(f"{path} must be {rule[1]}, not {value!r}")
+    _check_streamed(config)
+
+
+def _check_streamed(config: ConfigDict) -> None:
+    """Raises `UserError` where fields do not go together with the way in which images are kept."""
+    size, cache = config.data.image_size, config.teacher.cache
+    if size is None and kept_views(cache):
+        raise UserError(f"teacher.cache is {cache!r}, for random-resized crops: it needs data.image_size, their side")
+    if size is not None and cache != NO_CACHE and not kept_views(cache):
+        raise UserError(
+            f"teacher.cache is {cache!r}, which keeps every view of an image; of random-resized crops, since "
+            f"data.image_size is {size}, it keeps '{VIEWS}K'"
+        )
+    if size is not None and config.data.residency not in ("auto", "stream"):
+        raise UserError(
+            f"data.residency is {config.data.residency!r}, but data.image_size is {size}: random-resized crops are cut "
+            "from encoded images, which are streamed; it must be 'stream' or 'auto'"
+        )
+    if size is None and config.data.residency == "stream":
+        raise UserError("data.residency is 'stream', which needs data.image_size, the side of the random-resized crops")
 
 
 def _check_names(config: Fields, reference: Fields, prefix: str) -> None:

@@ -16,7 +16,9 @@ _ADDED: dict[str, Any] = {
     "seeds_share_batches": False,
     "batch_seed": None,
     "teacher.cache": NO_CACHE,
+    "teacher.cache_top": 10,
     "data.num_train": None,
+    "data.image_size": None,
     "student.reuse_classifier": False,
 }
 
@@ -32,6 +34,8 @@ _NEUTRAL = (
     "compilation_cache",
     "cpu_devices",
     "data.data_dir",
+    "data.residency",
+    "data.workers",
     "plots",
     "recipe",
     "seed_strategy",

@@ -1,14 +1,24 @@
 """The command line: flags -> configuration -> one mode.
 
-python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train|eval|shapes|print] [--compare]
-    [--config.FIELD=VALUE ...]
+python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train|eval|export|shapes|print] [--compare]
+    [--format FORMATS] [--quantize int8] [--config.FIELD=VALUE ...]
 
   train   train the student, and before it the teacher if there is none yet; started again, it goes on (default)
   eval    the accuracy of the finished student in the workdir
+  export  the finished student as files of other runtimes, each verified on the test images, in the workdir's export/
   shapes  sizes of both networks and the weight of every loss over the run; trains nothing
   print   the resolved configuration
 
-  --compare   beside the result of train or eval: what was published of this method on this pair
+  --compare      beside the result of train or eval: what was published of this method on this pair
+  --format       of export: stablehlo, safetensors, onnx, litert, one or more with commas between
+  --quantize     int8: of litert a second file, calibrated on training images
+  --max_drop     test accuracy that this one may lose (0.01)
+  --tolerance    by how much logits of the others may differ, as a share of the largest (1e-4)
+  --export_seed  which student, where the run trained several; the first by default
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=0..N-1
+              one run by several processes, train or eval; under Slurm and Open MPI they find each other, on Cloud TPU
+              and Kubernetes with --coordinator=auto. --num_processes=1 keeps to one under any launcher.
 """
 
 import json
@@ -19,7 +29,7 @@ from typing import Any
 
 from absl import logging
 
-from gkd_jax import config, machine
+from gkd_jax import config, hosts, machine
 from gkd_jax.command import Command, parse
 from gkd_jax.errors import UserError
 
@@ -47,6 +57,10 @@ def execute(command: Command) -> str:
     from gkd_jax.training.stop import Stop
 
     machine.keep_compiled(resolved["compilation_cache"])
+    if command.export is not None:
+        from gkd_jax.export import run
+
+        return run.run(command.workdir, resolved, command.export)
     if command.mode == "eval":
         text = experiment.evaluate(command.workdir, resolved)
     else:
@@ -68,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     command: Command | None = None
     try:
         command = parse(argv)
-        text = __doc__ if command is None else execute(command)
+        with hosts.joined(command.joining if command else None):
+            text = __doc__ if command is None else execute(command)
     except UserError as error:
         sys.stderr.write(f"gkd_jax: {error}\n")
         return 2
@@ -82,13 +97,14 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"gkd_jax: {error.filename or 'a file'}: {error.strerror or error}\n")
         return 2
-    sys.stdout.write(f"{text}\n".lstrip("\n"))
+    if hosts.first():
+        sys.stdout.write(f"{text}\n".lstrip("\n"))
     return 0
 
 
 def console(*_: Any) -> None:
     """Entry point of the command `gkd-jax`."""
-    sys.exit(main(sys.argv))
+    sys.exit(hosts.leave(main(sys.argv)))
 
 
 if __name__ == "__main__":

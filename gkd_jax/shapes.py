@@ -29,14 +29,16 @@ def describe(resolved: Mapping[str, Any]) -> str:
         flip=fields["flip"],
         num_classes=fields["num_classes"],
         data_dir=fields["data_dir"],
+        image_size=fields["image_size"],
     )
     per_epoch = data.steps_per_epoch(known.num_train, resolved["batch_size"])
     total = per_epoch * resolved["epochs"]
     dropped = known.num_train - per_epoch * resolved["batch_size"]
     h, w, c = known.image_shape
+    seen = f"{known.num_views} views an image" if fields["image_size"] is None else "random-resized crops, streamed"
     parts = [
         f"data      {known.name}: {h}x{w}x{c}, {known.num_classes} classes, {known.num_train:,} training, "
-        f"{known.num_val:,} validation, {known.num_test:,} test images, {known.num_views} views an image",
+        f"{known.num_val:,} validation, {known.num_test:,} test images, {seen}",
         f"run       {resolved['epochs']} epochs of {per_epoch:,} steps = {total:,} steps of {resolved['batch_size']} "
         f"images" + (f"; the last {dropped} images of an epoch are left out" if dropped else ""),
     ]

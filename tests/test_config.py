@@ -70,6 +70,11 @@ def test_the_default_configuration_is_valid():
     assert resolve(config.default())["dtype"] == "float32"  # the tests run on CPU
 
 
+VIEWS_TOO = (
+    "one of 'none', 'logits', 'embedding', 'gradients', or 'views:K' with a whole number K, 1 or above, not 'tokens'"
+)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -109,7 +114,7 @@ def test_the_default_configuration_is_valid():
         ("steps_per_call", "many", "'auto' or a whole number"),
         ("cpu_devices", 1.5, "'auto' or a whole number, 1 or above, not 1.5"),
         ("compilation_cache", "", "'auto', 'off' or the path of a folder, not ''"),
-        ("teacher.cache", "tokens", "one of 'none', 'logits', 'embedding', 'gradients', not 'tokens'"),
+        ("teacher.cache", "tokens", VIEWS_TOO),
         ("teacher.cache_memory", "2GB", "'auto' or a number of gigabytes, 0 or above, not '2GB'"),
         ("teacher.cache_memory", -1, "'auto' or a number of gigabytes"),
         ("teacher.cache_dir", " ", "'auto', 'off' or the path of a folder, not ' '"),
@@ -247,6 +252,8 @@ NEUTRAL = {
     "compilation_cache": "off",
     "cpu_devices": 3,
     "data.data_dir": "/elsewhere",
+    "data.residency": "host",
+    "data.workers": 3,
     "plots": False,
     "recipe": "kd",
     "seed_strategy": "vmap",

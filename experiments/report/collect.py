@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.grid.tasks import FAILED, GRID, RUNS, TEACHERS
+from gkd_jax import export
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.records import read_records
 from gkd_jax.training.finished import CONFIG, read
@@ -19,6 +20,8 @@ from gkd_jax.training.summary import SUMMARY
 
 KEPT = (CONFIG, SUMMARY, METRICS)
 """A run's files that a report links to."""
+EXPORTED = f"{export.FOLDER}/{export.RECORD}"
+"""That of a run which was exported."""
 _CONFIG, _SUMMARY = ("data", "teacher", "student", "objective", "epochs"), ("versions", "device", "config_hash")
 
 
@@ -34,6 +37,7 @@ class Run:
       config: resolved.
       summary: as the run wrote it.
       records: of its epochs.
+      exported: what was measured of the files that it was exported to, see `gkd_jax.export.read`; None if it was not.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Run:
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    exported: Mapping[str, Any] | None = None
 
     @property
     def student(self) -> Mapping[str, Any]:
@@ -239,7 +244,14 @@ def _run(folder: pathlib.Path, cell: Mapping[str, Any], kind: str) -> Run:
     if not records or records[-1]["epoch"] != config["epochs"]:
         last = records[-1]["epoch"] if records else 0
         raise UserError(f"{folder / METRICS}: damaged: it ends at epoch {last} of {config['epochs']}")
-    return Run(cell["name"], cell["run"], kind, cell["labels"], config, summary, records)
+    return Run(cell["name"], cell["run"], kind, cell["labels"], config, summary, records, _exported(folder))
+
+
+def _exported(folder: pathlib.Path) -> Mapping[str, Any] | None:
+    found = export.read(folder)
+    if found is not None and not isinstance(found.get("rows"), list):
+        raise UserError(f"{folder / EXPORTED}: damaged: it has no rows")
+    return found
 
 
 def _missing(folder: pathlib.Path, name: str) -> Missing | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from experiments.report.collect import KEPT, Run
 from experiments.report.figures import FIGURES, Picture
-from experiments.report.report import PUBLISHED, Report, Section, link
+from experiments.report.report import EXPORTS, PUBLISHED, Report, Section, link
 from experiments.report.tables import Table
 
 
@@ -56,6 +56,8 @@ def _section(section: Section, kind: str) -> Iterator[str]:
     if section.published:
         yield from ("", *_details(PUBLISHED, _list(section.published)))
     yield from ("", *_details("Every seed", list(_table(section.seeds, kind))))
+    if section.exports is not None:
+        yield from ("", *_details(EXPORTS, list(_table(section.exports, kind))))
     for picture in section.pictures:
         yield from _picture(picture)
 

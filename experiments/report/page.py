@@ -5,7 +5,7 @@ import pathlib
 
 from experiments.report.collect import KEPT
 from experiments.report.figures import FIGURES, Picture
-from experiments.report.report import PUBLISHED, Report, link
+from experiments.report.report import EXPORTS, PUBLISHED, Report, link
 
 
 def render(report: Report) -> str:
@@ -20,4 +20,7 @@ def render(report: Report) -> str:
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
     template = environment.get_template("page.html")
-    return template.render(report=report, published=PUBLISHED, kept=KEPT, link=link, embedded=embedded) + "\n"
+    return (
+        template.render(report=report, published=PUBLISHED, exports=EXPORTS, kept=KEPT, link=link, embedded=embedded)
+        + "\n"
+    )

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterable
 
 from experiments.grid.tasks import FAILED, GRID, RUNS, TEACHERS
-from experiments.report.collect import KEPT, Found, read_grid
+from experiments.report.collect import EXPORTED, KEPT, Found, read_grid
 from experiments.report.figures import FIGURES
 from gkd_jax import identity
 from gkd_jax.errors import UserError
@@ -58,6 +58,7 @@ def publish(found: Found, pictures: Iterable[str], target: pathlib.Path) -> None
     check(found, target)
     kept = [f"{FIGURES}/{name}" for name in pictures]
     kept += [f"{RUNS}/{run.place}/{file}" for run in found.runs for file in KEPT]
+    kept += [f"{RUNS}/{run.place}/{EXPORTED}" for run in found.runs if run.exported]
     kept += [f"{TEACHERS}/{name}/{file}" for name in found.teachers for file in KEPT]
     failed = [f"{FAILED}/{file.name}" for file in (found.folder / FAILED).glob("*.json")]
     for name in (*kept, *failed, MARKDOWN, PAGE, GRID):

@@ -37,6 +37,7 @@ READING = (
     "ECE is the expected calibration error, NLL the mean negative log-likelihood, agreement the share of the test "
     "images on which student and teacher predict the same class.",
 )
+EXPORTS = "Exported files, each verified by its own runtime; times are of one image at a time"
 PUBLISHED = "Published numbers: their sources, and what these runs do otherwise"
 
 
@@ -50,6 +51,7 @@ class Section(NamedTuple):
       table: of means.
       seeds: of single values.
       notes: sentences.
+      exports: of the files that students were exported to, if any was.
       published: sentences on what was published.
       pictures: of the group.
     """
@@ -59,6 +61,7 @@ class Section(NamedTuple):
     teachers: list[str]
     table: Table
     seeds: Table
+    exports: Table | None
     notes: list[str]
     published: list[str]
     pictures: list[Picture]
@@ -131,6 +134,7 @@ def _section(group: Group, folder: pathlib.Path) -> Section:
         tables.teachers(group),
         tables.main_table(group),
         tables.seeds_table(group),
+        tables.exports_table(group),
         tables.notes(group),
         tables.beside_published(group),
         figures.draw(group, folder),

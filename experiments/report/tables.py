@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from experiments.report.collect import Group, Run
 from experiments.report.statistics import Comparison, Spread, holm, paired, spread
+from gkd_jax.export import table as export_table
 from gkd_jax.recipes import bare, changes, published
 from gkd_jax.recipes.published import Published
 
@@ -93,6 +94,16 @@ def compared(group: Group) -> list[Compared]:
 def percents(run: Run, field: str) -> dict[str, float]:
     """Returns a fraction of the summary by seed, in %."""
     return {seed: 100 * value for seed, value in run.values(field).items()}
+
+
+def exports_table(group: Group) -> Table | None:
+    """Returns the table of the files that students were exported to, None if none was; a teacher's row comes first."""
+    runs = [run for run in group.runs if run.exported]
+    if not runs:
+        return None
+    told = [(run, export_table.cells(run.exported)) for run in runs if run.exported]
+    heads = ("network or format", *told[0][1][0][1:])
+    return Table(heads, tuple(Row(run, run is group.baseline, row) for run, rows in told for row in rows[1:]))
 
 
 def main_table(group: Group) -> Table:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,14 @@ from gkd_jax.data import views
 from gkd_jax.data.checks import Arrays
 from gkd_jax.data.split import split_rows
 from gkd_jax.errors import UserError
+
+
+class Sizes(NamedTuple):
+    """Number of images of each split."""
+
+    train: int
+    val: int
+    test: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +80,16 @@ class Dataset:
         """Height, width and channels."""
         _, height, width, channels = self.train_images.shape
         return height, width, channels
+
+    @property
+    def sizes(self) -> Sizes:
+        """Number of images of each split."""
+        return Sizes(len(self.train_labels), len(self.val_labels), len(self.test_labels))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images in memory."""
+        return sum(images.nbytes for images in (self.train_images, self.val_images, self.test_images))
 
     def record(self) -> dict[str, Any]:
         """Returns what to keep beside a checkpoint, as JSON can hold it: which images the network was trained on."""

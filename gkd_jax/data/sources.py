@@ -116,9 +116,12 @@ def load(
     flip: bool | None = None,
     num_classes: int | None = None,
     data_dir: str | None = None,
+    residency: str = "auto",
+    image_size: int | None = None,
+    workers: int | str = "auto",
     test: bool = True,
 ) -> dataset.Dataset:
-    """Reads, checks and splits a data set.
+    """Reads, checks and splits a data set that fits in memory; another one is `stream.open_streamed`.
 
     Args:
       source: "digits" (8 x 8, comes with scikit-learn), "cifar10", "cifar100", "tfds:NAME" for any image classification
@@ -134,6 +137,9 @@ def load(
       num_classes: how many classes there are; by default as the source says, and where it does not, as many as there
         are distinct training labels.
       data_dir: of TFDS, or for a registered function; the former's own folder by default.
+      residency: is not read: all fields of the configuration can be given.
+      image_size: must be None.
+      workers: is not read.
       test: whether to read the test split, which must not be known where choices are made. Without it the data set has
         no test image, and a digest of its own. Files are then read no further than to the training split, and of what a
         registered function returns nothing else is looked at.
@@ -142,6 +148,8 @@ def load(
       UserError: for an unknown source, a file that is absent, damaged or of other contents, or a split or `pad` that
         does not fit the data.
     """
+    if image_size is not None:
+        raise UserError(f"data.image_size is {image_size}: {source} is streamed, and cannot be loaded into memory here")
     found = _find(source)
     splits = checks.SPLITS if test else _TRAIN
     arrays = checks.check(found.where, _raw(found, data_dir, test), num_classes, splits)
@@ -166,6 +174,9 @@ def describe(
     flip: bool | None = None,
     num_classes: int | None = None,
     data_dir: str | None = None,
+    residency: str = "auto",
+    image_size: int | None = None,
+    workers: int | str = "auto",
 ) -> Description:
     """Returns the shape of a data set without reading its images, and of CIFAR even where it is not there.
 
@@ -179,11 +190,16 @@ def describe(
       flip: whether mirror images are views.
       num_classes: how many classes there are.
       data_dir: of TFDS, or for a registered function.
+      residency: is not read.
+      image_size: side of the crops of a set that is streamed.
+      workers: is not read.
 
     Raises:
       UserError: for an unknown source, a fault that shows without reading images, or a set of TFDS that is not CIFAR
         and not prepared.
     """
+    if image_size is not None:
+        return _streamed(source, image_size, float(val_fraction), num_train, flip, num_classes, data_dir)
     found = _find(source)
     shapes = found.shapes(data_dir, num_classes)
     if shapes is None:
@@ -199,6 +215,27 @@ def describe(
     flip = found.flip if flip is None else flip
     trained = split.train_size(num - held_out, num_train)
     return Description(source, shape, classes, trained, held_out, num_test, pad, flip)
+
+
+def _streamed(
+    source: str,
+    image_size: int,
+    val_fraction: float,
+    num_train: int | None,
+    flip: bool | None,
+    num_classes: int | None,
+    data_dir: str | None,
+) -> Description:
+    """Describes a set that is streamed, ImageNet even where it is not there."""
+    from gkd_jax.data.stream import records  # which stands on what stands here
+
+    classes, num, num_test = records.sizes(records.name_of(source), data_dir)
+    if num_classes not in (None, classes):
+        raise UserError(f"data.num_classes is {num_classes} but {source} has {classes}; leave it out or say so")
+    held_out = split.val_size(num, val_fraction)
+    trained = split.train_size(num - held_out, num_train)
+    shape = (image_size, image_size, 3)
+    return Description(source, shape, classes, trained, held_out, num_test, 0, True if flip is None else flip)
 
 
 def _default_pad(size: tuple[int, ...]) -> int:

@@ -2,13 +2,16 @@
 
 RepDistiller and mdistiller use the same names throughout. Their ResNet18, ResNet34 and ResNet50 say `shortcut` and
 `linear` where torchvision, and their own narrow residual networks, say `downsample` and `fc`; either is understood. The
-networks with ImageNet's stem are torchvision's resnet18, resnet50 and mobilenet_v2.
+networks with ImageNet's stem are torchvision's resnet18, resnet34, resnet50 (whose names timm has too) and
+mobilenet_v2. mobilenetv1 has mdistiller's names, mobilenetv1_relu6 those of timm's mobilenetv1_100: the same arrays
+for another activation, so that neither is taken for the other.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 
 from gkd_jax.models.mobilenet import GROUPS
+from gkd_jax.models.mobilenet_v1 import STAGES
 
 # Path of our module -> PyTorch's names for it, the alternatives apart by "|". {n} and {stage} are the same number on
 # both sides; {block} and {group} count from 1 with us and from 0 there. The first row that fits counts.
@@ -80,6 +83,23 @@ def _torchvision_mobilenet() -> Iterator[tuple[str, str]]:
     yield "classifier", "classifier.1"
 
 
+def _mobilenet_v1() -> Iterator[tuple[str, str]]:
+    """Yields the rows of mdistiller's MobileNetV1, which counts its blocks through all stages."""
+    yield from _conv_norm("stem", "model.0.0", "model.0.1").items()
+    blocks = [f"stage{i}_block{n + 1}" for i, (_, count) in enumerate(STAGES, 1) for n in range(count)]
+    for place, ours in enumerate(blocks, 1):
+        yield from _conv_norm(f"{ours}/depthwise", f"model.{place}.0", f"model.{place}.1").items()
+        yield from _conv_norm(f"{ours}/pointwise", f"model.{place}.3", f"model.{place}.4").items()
+    yield "classifier", "fc"
+
+
+_TIMM_MOBILENET_1: Table = {
+    **_conv_norm("stem", "conv_stem", "bn1"),
+    **_conv_norm("stage{group}_block{block}/depthwise", "blocks.{group}.{block}.conv_dw", "blocks.{group}.{block}.bn1"),
+    **_conv_norm("stage{group}_block{block}/pointwise", "blocks.{group}.{block}.conv_pw", "blocks.{group}.{block}.bn2"),
+    "classifier": "classifier",
+}
+
 _SHUFFLENET_1: Table = {
     **_conv_norm("stem", "conv1", "bn1"),
     **_conv_norm("stage{stage}_block{block}/compress", "layer{stage}.{block}.conv1", "layer{stage}.{block}.bn1"),
@@ -106,6 +126,8 @@ _FAMILIES: dict[str, Table] = {
     r"resnet\d+(x4|_eighth|_imagenet_stem)?": _RESNET,
     r"wrn_\d+_\d+": _WIDE_RESNET,
     r"vgg\d+": _VGG,
+    r"mobilenetv1": dict(_mobilenet_v1()),
+    r"mobilenetv1_relu6": _TIMM_MOBILENET_1,
     r"mobilenetv2(_half)?": _MOBILENET,
     r"mobilenetv2_imagenet_stem": dict(_torchvision_mobilenet()),
     r"shufflenetv1": _SHUFFLENET_1,

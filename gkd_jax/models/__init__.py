@@ -10,7 +10,7 @@ from gkd_jax.models.layers import BatchNorm, Compute, Conv, ConvNorm, Taps, clas
 from gkd_jax.models.registry import conv_form, create, names, register
 
 # Each of these registers its networks.
-from gkd_jax.models import mobilenet, resnet, resnet_imagenet, shufflenet, vgg, wide_resnet  # isort: skip
+from gkd_jax.models import mobilenet, mobilenet_v1, resnet, resnet_imagenet, shufflenet, vgg, wide_resnet  # isort: skip
 
 __all__ = [
     "BatchNorm",
@@ -24,6 +24,7 @@ __all__ = [
     "create",
     "linen",
     "mobilenet",
+    "mobilenet_v1",
     "names",
     "register",
     "resnet",

@@ -1,9 +1,9 @@
-"""The wide residual networks of ImageNet: resnet18, resnet34, resnet50, and two of them with ImageNet's own stem.
+"""The wide residual networks of ImageNet: resnet18, resnet34, resnet50, and the same with ImageNet's own stem.
 
 He et al. (2016, arXiv 1512.03385), table 1. For small images they have a 3x3 stem of stride 1 and no max-pooling, as in
-mdistiller's ResNet18 and ResNet50 for CIFAR. resnet18_imagenet_stem and resnet50_imagenet_stem are torchvision's
-networks as they are, which bring images of 32x32 down to maps of 1x1: weak students there, whose published gains by
-distillation are large. Initialisation as in `resnet.ResNet`, which is torchvision's too.
+mdistiller's ResNet18 and ResNet50 for CIFAR. resnet18_imagenet_stem, resnet34_imagenet_stem and resnet50_imagenet_stem
+are torchvision's networks as they are, which bring images of 32x32 down to maps of 1x1: weak students there, whose
+published gains by distillation are large. Initialisation as in `resnet.ResNet`, which is torchvision's too.
 """
 
 from collections.abc import Mapping
@@ -31,5 +31,4 @@ def _register(name: str, depth: int, *, imagenet: bool) -> None:
 
 for _depth in _BLOCKS:
     _register(f"resnet{_depth}", _depth, imagenet=False)
-for _depth in (18, 50):
     _register(f"resnet{_depth}_imagenet_stem", _depth, imagenet=True)

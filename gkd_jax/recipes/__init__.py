@@ -1,6 +1,7 @@
 """Every method as its authors ran it, and what they published."""
 
 from gkd_jax.recipes import feature, gradient, logit, multi_level, ours, relation
+from gkd_jax.recipes.on_imagenet import imagenet
 from gkd_jax.recipes.registry import apply, distilling, gompertz, names, register, source
 from gkd_jax.recipes.standard import bare, changes, standard
 
@@ -12,6 +13,7 @@ __all__ = [
     "feature",
     "gompertz",
     "gradient",
+    "imagenet",
     "logit",
     "multi_level",
     "names",

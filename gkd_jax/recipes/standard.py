@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gkd_jax import config, identity, objective
 from gkd_jax.errors import UserError
-from gkd_jax.recipes import tuned
+from gkd_jax.recipes import on_imagenet, tuned
 from gkd_jax.recipes.registry import apply, names
 
 
@@ -55,10 +55,16 @@ def changes(resolved: Mapping[str, Any]) -> list[str]:
         return []
     teacher, student = resolved["teacher"]["model"], resolved["student"]["model"]
     try:
-        given = identity.to_json(standard(teacher, student, resolved["data"]["source"], method).to_dict())
+        given = identity.to_json(_recipe(teacher, student, resolved["data"]["source"], method).to_dict())
     except UserError as error:
         return [str(error)]
     recipe = {field: given[field] for field in ("epochs", "batch_size", "ema", "student", "optimizer")}
     recipe["objective"] = identity.to_json(objective.resolve(given["objective"]))
     recipe["data"] = {**resolved["data"], **{field: given["data"][field] for field in ("pad", "flip", "num_train")}}
     return identity.differences(resolved, {**resolved, **recipe})
+
+
+def _recipe(teacher: str, student: str, source: str, method: str) -> ConfigDict:
+    if source == on_imagenet.SOURCE:
+        return on_imagenet.imagenet(teacher, student, method)
+    return standard(teacher, student, source, method)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, UInt8
 from gkd_jax import data
 from gkd_jax.data import Dataset
 from gkd_jax.outputs import Batch
-from gkd_jax.training.devices import replicated
+from gkd_jax.training.devices import put, replicated
 from gkd_jax.training.recall import outputs
 from gkd_jax.training.state import PLAN, STRONG, run_key
 from gkd_jax.training.step import Fixed, MakeBatch, Plan
@@ -39,7 +39,7 @@ class Batches:
         """The padded images and their labels, on all devices."""
         dataset = self._dataset
         padded = data.pad_images(dataset.train_images, dataset.pad)
-        images, labels = jax.device_put((padded, dataset.train_labels), replicated(self._mesh))
+        images, labels = put((padded, dataset.train_labels), replicated(self._mesh))
         return images, labels
 
     def plan(self, epoch: int) -> Plan:
@@ -62,7 +62,8 @@ class Batches:
     @functools.cached_property
     def _strong_key(self) -> Array:
         """Of the whole run: each step folds its own number into it."""
-        return jax.device_put(self._keys(STRONG), self._by_student())
+        placed: Array = put(self._keys(STRONG), self._by_student())
+        return placed
 
     @functools.cached_property
     def _draw(self) -> Callable[..., tuple[Array, Array]]:

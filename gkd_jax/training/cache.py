@@ -1,6 +1,7 @@
 """A network's outputs on the views of the training images, each computed once and looked up ever after."""
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Int, Int32
 
+from gkd_jax import hosts
 from gkd_jax.errors import UserError
 from gkd_jax.training import cost, tables
 from gkd_jax.training.pace import Pace
@@ -87,12 +89,17 @@ class Cache:
         self._queued: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._shards}
         self.computed, self.seconds = 0, 0.0
         self._read()
+        if not hosts.first():  # the first process writes for all
+            self._keep_none()
         self._whole = np.logical_and.reduce(list(self._held.values()))
         self.from_disk = int(self._whole.sum())
         self.on_disk = self._settle_disk()
 
     def _read(self) -> None:
         """Loads what is on disk and was not loaded before."""
+        if hosts.several():
+            self._read_together()
+            return
         total = sum(shards.unread for shards in self._shards.values())
         pace = Pace(total, lambda left: self._say(_reading(total, left)), self._clock)
         for name, shards in self._shards.items():
@@ -104,6 +111,21 @@ class Cache:
                 held[ids] = True
                 pace.did(ids.nbytes + found.nbytes)
                 self._polled()
+
+    def _read_together(self) -> None:
+        """Loads what all processes find on their disks: they must take the same rows for missing."""
+        for name, shards in self._shards.items():
+            held = self._held[name]
+            found = [part for part in shards.read(np.float16, self._rows[name], len(held), new=True) if len(part[0])]
+            place = np.full(len(held), -1)  # in `rows`, of each id that is there
+            rows = (
+                np.concatenate([part for _, part in found]) if found else np.zeros((0, *self._rows[name]), np.float16)
+            )
+            if found:
+                place[np.concatenate([ids for ids, _ in found])] = np.arange(len(rows))
+            new = np.flatnonzero(hosts.on_all((place >= 0) & ~held))
+            self._tables[name].load(new, rows[place[new]])
+            held[new] = True
 
     def _settle_disk(self) -> int:
         """Returns what all rows take on disk; gives the disk up, in one line, if what is missing does not fit."""
@@ -118,9 +140,12 @@ class Cache:
             f"{folder} has room for {free / 1e6:,.1f} MB, and the cache may take {more / 1e6:,.1f} MB more there: what "
             "is computed from here on is not kept for the next run"
         )
+        self._keep_none()
+        return 0
+
+    def _keep_none(self) -> None:
         for shards in self._shards.values():
             shards.writable = False
-        return 0
 
     @property
     def missing(self) -> int:
@@ -212,14 +237,18 @@ class Cache:
         if not len(ids):
             self.seconds += self._clock() - started
             return
-        with alone(self._shards.values(), self._polled, self._say):
+        with contextlib.ExitStack() as stack:
+            # Where several stop is counted by the points at which all could: none is in what one of them waits for
+            polled = (lambda: None) if hosts.several() else self._polled
+            lock = alone(self._shards.values(), polled, self._say)
+            hosts.first_does(lambda: stack.enter_context(lock))
             ids = self._look_again(ids)
             self.seconds += self._clock() - started
             self._compute(ids)
 
     def _look_again(self, ids: np.ndarray) -> np.ndarray:
         """Reads what others have written since the last look, and returns which of `ids` are missing still."""
-        if not any(shards.unread for shards in self._shards.values()):
+        if hosts.least(-sum(shards.unread for shards in self._shards.values())) == 0:
             return ids
         self._read()
         whole = np.logical_and.reduce(list(self._held.values()))

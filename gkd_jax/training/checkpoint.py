@@ -16,7 +16,9 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from gkd_jax import hosts
 from gkd_jax.errors import UserError
+from gkd_jax.training.devices import fetch
 
 Tree = Any
 _METRIC = "val_accuracy"
@@ -71,22 +73,32 @@ class Checkpoints:
         rated = [(c.metrics[_METRIC], c.step) for c in self._checkpointer().checkpoints if c.metrics]
         return max(rated)[1] if rated else None
 
-    def save(self, step: int, state: Tree, val_accuracy: float | None = None) -> None:
+    def save(
+        self, step: int, state: Tree, val_accuracy: float | None = None, note: Mapping[str, Any] | None = None
+    ) -> None:
         """Saves in the background; the state may be donated as soon as this returns.
 
         Args:
           step: the number of steps that the state has behind it.
           state: a pytree of arrays.
           val_accuracy: of the state; the checkpoint is no candidate for the best without it.
+          note: what else to keep with it, as JSON can hold it.
 
         Raises:
           UserError: if the folder cannot be written to.
         """
         metrics = None if val_accuracy is None else {_METRIC: float(val_accuracy)}
         try:
-            self._checkpointer().save_async(step, state, metrics=metrics, force=True, overwrite=True)
+            self._checkpointer().save_async(
+                step, state, metrics=metrics, force=True, overwrite=True, custom_metadata=note and dict(note)
+            )
         except (OSError, ValueError) as error:
             raise _cannot_write(self.folder, error) from error
+
+    def note(self, step: int) -> dict[str, Any]:
+        """Returns what `save` was given beside the state of a step."""
+        held = self._checkpointer().metadata(step).custom_metadata
+        return dict(held or {})
 
     def wait(self) -> None:
         """Waits until what was saved is on the disk.
@@ -108,6 +120,10 @@ class Checkpoints:
             self._open.close()
             self._open = None
 
+    def leave(self) -> None:
+        """Closes without waiting; what was being saved may never be complete."""
+        self._open = None
+
     def load(self, abstract: Tree, step: int | None = None, *, partial: bool = False) -> Tree:
         """Returns a checkpoint as a tree like `abstract`, on its shardings.
 
@@ -128,7 +144,8 @@ class Checkpoints:
         with _quiet():
             reason = ""
             try:
-                _read_through(where)
+                if hosts.first():  # where it finds damage it ends the others too
+                    _read_through(where)
                 if partial:
                     _same_leaves(where, self._checkpointer().metadata(step).metadata, abstract)
                 with context:
@@ -232,5 +249,5 @@ def sha256(params: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(fetch(leaf)).tobytes())
     return digest.hexdigest()

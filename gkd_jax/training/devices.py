@@ -1,10 +1,12 @@
 """How a batch, and several students, are shared among devices."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gkd_jax.models.count import mostly_pointwise
 from gkd_jax.outputs import Model
@@ -23,6 +25,48 @@ def mesh(devices: Sequence[jax.Device], seeds: int = 1) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Returns arrays that every process holds whole on a sharding, of which a process may have a part alone.
+
+    Args:
+      tree: of arrays on the host or on devices of this process, equal on all processes, or already on all devices.
+      sharding: of each.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # `jax.device_put` would send each array through the network, to compare what the processes gave
+    return jax.tree.map(lambda x: _spread(x, sharding), tree)
+
+
+def _spread(x: Any, sharding: Sharding) -> Any:
+    if isinstance(x, jax.Array):
+        if x.sharding == sharding:
+            return x
+        if not x.is_fully_addressable:
+            return _moving(sharding)(x)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = _spread(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    held = np.asarray(x)
+    return jax.make_array_from_callback(held.shape, sharding, lambda place: held[place])
+
+
+def fetch(tree: Any) -> Any:
+    """Returns arrays on the host, as `jax.device_get`, also those of which other processes hold a part."""
+    return jax.device_get(jax.tree.map(_whole, tree))
+
+
+def _whole(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    return _moving(replicated(x.sharding.mesh))(x)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _moving(sharding: Sharding) -> Any:
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def evenly(count: int, most: int) -> int:

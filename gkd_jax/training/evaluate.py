@@ -6,8 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from gkd_jax import data
+from gkd_jax.data import AnyDataset
+from gkd_jax.data.stream import Streamed
 from gkd_jax.outputs import Model, Variables
-from gkd_jax.training.devices import mesh, one_program_at_a_time, replicated
+from gkd_jax.training.devices import mesh, one_program_at_a_time, put, replicated
+from gkd_jax.training.streamed import StreamedEvaluator
 
 _BATCH = 1000
 
@@ -34,7 +37,7 @@ class Evaluator:
           std: likewise.
           devices: to share each batch out among.
         """
-        self._count = len(images)
+        self._count, self.labels = len(images), labels
         batches = -(-len(images) // _BATCH)
         size = -(-len(images) // batches)
         size += -size % len(devices)
@@ -47,7 +50,7 @@ class Evaluator:
         self._replicated = replicated(shared)
         self._waits = one_program_at_a_time(devices)
         self._batches = [
-            (jax.device_put(images[i : i + size], sharded), jax.device_put(labels[i : i + size], sharded))
+            (put(images[i : i + size], sharded), put(labels[i : i + size], sharded))
             for i in range(0, len(images), size)
         ]
 
@@ -58,11 +61,12 @@ class Evaluator:
         def correct(variables: Variables, images: UInt8[Array, "b h w k"], labels: Int[Array, " b"]) -> Int[Array, ""]:
             return jnp.sum(jnp.argmax(logits(variables, images), -1) == labels)
 
-        self._logits, self._correct = jax.jit(logits), jax.jit(correct)
+        # Whole on every device: of several processes each then has all of it
+        self._logits, self._correct = (jax.jit(f, out_shardings=self._replicated) for f in (logits, correct))
 
     def __call__(self, variables: Variables) -> float:
         """Returns the share of the images that the network with these variables classifies correctly."""
-        variables = jax.device_put(variables, self._replicated)  # those of a checkpoint are on one device
+        variables = put(variables, self._replicated)  # those of a checkpoint are on one device
         counts = []
         for images, labels in self._batches:
             counts.append(self._correct(variables, images, labels))
@@ -72,6 +76,18 @@ class Evaluator:
 
     def logits(self, variables: Variables) -> Float32[np.ndarray, "n c"]:
         """Returns what the network with these variables says about each image, in their order, on the host."""
-        variables = jax.device_put(variables, self._replicated)
+        variables = put(variables, self._replicated)
         parts = [np.asarray(self._logits(variables, images), np.float32) for images, _ in self._batches]
         return np.concatenate(parts)[: self._count]
+
+
+def of_split(
+    model: Model, dataset: AnyDataset, split: str, devices: list[jax.Device], workers: int | str
+) -> Evaluator | StreamedEvaluator | None:
+    """Returns what asks a network about the images of "val" or "test"; None if there are none."""
+    if not getattr(dataset.sizes, split):
+        return None
+    if isinstance(dataset, Streamed):
+        return StreamedEvaluator(model, dataset, split, devices, workers)
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    return Evaluator(model, images, labels, dataset.mean, dataset.std, devices)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gkd_jax import config, data, objective
-from gkd_jax.data import Dataset
+from gkd_jax import config, data, hosts, identity, objective
+from gkd_jax.data import AnyDataset
+from gkd_jax.data.stream import Streamed
 from gkd_jax.errors import UserError
 from gkd_jax.models.simkd import Reused
 from gkd_jax.outputs import Model, Setup
@@ -20,17 +21,17 @@ from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import checkpoint, finished, pretrained, summary, teacher
 from gkd_jax.training.loop import Trained, train
-from gkd_jax.training.program import Job
+from gkd_jax.training.program import Job, check_shared
 from gkd_jax.training.recall import unheld
 from gkd_jax.training.state import Networks, init_state
-from gkd_jax.training.stop import Interrupted, Stop
+from gkd_jax.training.stop import Interrupted, Stop, Together, together
 from gkd_jax.training.teacher import Teacher
-from gkd_jax.training.workdir import alone_in, check, claim, same_run
+from gkd_jax.training.workdir import alone_in, check, claim, same_run, shared
 
 
-def load_data(resolved: Mapping[str, Any], *, test: bool = True) -> Dataset:
+def load_data(resolved: Mapping[str, Any], *, test: bool = True) -> AnyDataset:
     """Returns the data set that a configuration names, with or without its test split."""
-    return data.load(**resolved["data"], test=test)
+    return data.open_data(**resolved["data"], test=test)
 
 
 def of_teacher(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,11 +93,15 @@ def run(
       UserError: if something given cannot work.
     """
     file = workdir / summary.SUMMARY
-    dataset = load_data(resolved, test=test)
+    _same_everywhere(resolved, workdir)
+    dataset = hosts.in_turn(lambda: load_data(resolved, test=test))
+    hosts.same({f"the digest of {dataset.name}'s images": dataset.digest})
     check_against(resolved, dataset)
-    check(workdir, resolved, dataset)
-    if file.exists():
-        return finished.read(file)
+    hosts.first_does(lambda: check(workdir, resolved, dataset))
+    done = hosts.first_does(lambda: finished.read(file) if file.exists() else None)
+    if done is not None:
+        return done
+    stopped = together(stop)
     distilled = resolved["teacher"]["model"] != config.NO_TEACHER
     folders = _Folders(
         student=workdir,
@@ -107,33 +112,58 @@ def run(
     master = None
     if folders.teacher and resolved["teacher"]["checkpoint"]:
         master = _prepared(resolved, folders.teacher, dataset)
-    elif folders.teacher:
-        check(folders.teacher, of_teacher(resolved), dataset)
-    if folders.alone:
-        check(folders.alone, _alone(resolved), dataset)
+    for folder, own in _trained_before(resolved, folders, master).items():
+        hosts.first_does(functools.partial(check, folder, own, dataset))
     _say_unheld(resolved, dataset)
     known = checkpoint.sha256(master.finished.variables["params"]) if master else None
-    claim(workdir, resolved, dataset, known, _reused_final(resolved, dataset, master))
+    final = _reused_final(resolved, dataset, master)
+    hosts.first_does(lambda: claim(workdir, resolved, dataset, known, final))
+    shared(workdir)
     with alone_in(workdir):
         if folders.teacher and master is None:
-            claim(folders.teacher, of_teacher(resolved), dataset)
-            _train(Job("teacher", of_teacher(resolved), folders.teacher, dataset), stop)
+            hosts.first_does(functools.partial(claim, folders.teacher, of_teacher(resolved), dataset))
+            _train(Job("teacher", of_teacher(resolved), folders.teacher, dataset), stopped)
             master = _prepared(resolved, folders.teacher, dataset)
         warning = teacher.leak(dataset, master.finished) if master else None
-        if warning:
+        if warning and hosts.first():
             sys.stderr.write(f"warning: {warning}\n")
         if folders.alone:
-            claim(folders.alone, _alone(resolved), dataset)
-            _train(Job("student alone", _alone(resolved), folders.alone, dataset), stop)
+            hosts.first_does(functools.partial(claim, folders.alone, _alone(resolved), dataset))
+            _train(Job("student alone", _alone(resolved), folders.alone, dataset), stopped)
         job = Job("student" if distilled else resolved["student"]["model"], resolved, workdir, dataset, master)
-        trained = _train(job, stop)
+        trained = _train(job, stopped)
         found = _summarised(resolved, dataset, folders, warning)
         if trained.cache:
             found["teacher_cache"] = trained.cache
-        if resolved["plots"]:
-            summary.draw(job, found)
-        write_json(file, found)
-    return finished.read(file)
+        if hosts.first():
+            if resolved["plots"]:
+                summary.draw(job, found)
+            write_json(file, found)
+    return hosts.first_does(lambda: finished.read(file))
+
+
+def _same_everywhere(resolved: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Raises `UserError` unless all processes of the run have the same configuration, software and kind of device."""
+    if not hosts.several():
+        if jax.process_count() > 1:  # on the hosts of a TPU slice, which see each other's devices in any case
+            raise UserError(f"JAX finds {jax.process_count()} hosts here; give --coordinator=auto on all of them")
+        return
+    fields = dict(config.leaves(identity.to_json(resolved)))
+    for path in _OF_A_HOST:
+        fields.pop(path, None)
+    hosts.same(
+        {**fields, "--workdir": str(workdir.absolute()), "the device": jax.default_backend(), **summary.versions()}
+    )
+    check_shared(resolved)
+    if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
+        try:
+            check_shared(of_teacher(resolved))
+        except UserError as error:
+            raise UserError(f"teacher.{error}") from error
+
+
+# Paths, which each host may have of its own
+_OF_A_HOST = ("data.workers", "compilation_cache", "data.data_dir", "teacher.cache_dir")
 
 
 class _Folders(NamedTuple):
@@ -144,7 +174,19 @@ class _Folders(NamedTuple):
     alone: pathlib.Path | None
 
 
-def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: Dataset) -> Teacher:
+def _trained_before(
+    resolved: Mapping[str, Any], folders: _Folders, master: Teacher | None
+) -> dict[pathlib.Path, dict[str, Any]]:
+    """Returns the configurations of what the run trains before its student, by directory."""
+    found = {}
+    if folders.teacher and master is None:
+        found[folders.teacher] = of_teacher(resolved)
+    if folders.alone:
+        found[folders.alone] = _alone(resolved)
+    return found
+
+
+def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: AnyDataset) -> Teacher:
     found = teacher.prepare(folder, resolved["teacher"]["model"], dataset, resolved["dtype"])
     seeds = found.finished.config.get("seeds")
     if seeds:
@@ -153,7 +195,9 @@ def _prepared(resolved: Mapping[str, Any], folder: pathlib.Path, dataset: Datase
     return found
 
 
-def _reused_final(resolved: Mapping[str, Any], dataset: Dataset, master: Teacher | None) -> tuple[int, int, int] | None:
+def _reused_final(
+    resolved: Mapping[str, Any], dataset: AnyDataset, master: Teacher | None
+) -> tuple[int, int, int] | None:
     """Returns the shape of the teacher's final map where the student reuses its classifier, trained or not."""
     if not finished.reuses(resolved):
         return None
@@ -163,7 +207,7 @@ def _reused_final(resolved: Mapping[str, Any], dataset: Dataset, master: Teacher
     return teacher.final_shape(model, dataset.image_shape)
 
 
-def _say_unheld(resolved: Mapping[str, Any], dataset: Dataset) -> None:
+def _say_unheld(resolved: Mapping[str, Any], dataset: AnyDataset) -> None:
     """Says what the student's objective needs of the teacher and the chosen cache does not hold."""
     cache = resolved["teacher"]["cache"]
     if cache == config.NO_CACHE:
@@ -177,7 +221,7 @@ def _say_unheld(resolved: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def _summarised(
-    resolved: Mapping[str, Any], dataset: Dataset, folders: _Folders, warning: str | None
+    resolved: Mapping[str, Any], dataset: AnyDataset, folders: _Folders, warning: str | None
 ) -> dict[str, Any]:
     """Reads the test split, now that all training is done, and returns the summary."""
     master = summary.measured(dataset, folders.teacher, first=True) if folders.teacher else None  # as `teacher.prepare`
@@ -192,10 +236,11 @@ def _summarised(
         found["student_raw"] = student(averaged=False).report
     if warning and found["teacher"]:
         found["teacher"]["warning"] = warning
-    return found | summary.circumstances(resolved, folders.student)
+    # What is read from the records of all epochs is for the process that writes the summary
+    return found | (summary.circumstances(resolved, folders.student) if hosts.first() else {})
 
 
-def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
+def check_against(resolved: Mapping[str, Any], dataset: AnyDataset) -> None:
     """Raises `UserError` where a configuration does not fit its data, before hours are spent on its first part."""
     given, teaches = resolved["teacher"], resolved["teacher"]["model"] != config.NO_TEACHER
     if teaches and not given["checkpoint"]:
@@ -209,7 +254,9 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
     if not teaches:
         return
     shape = jax.ShapeDtypeStruct((resolved["batch_size"], *dataset.image_shape), np.float32)
-    labels = jnp.asarray(dataset.train_labels)
+    labels = None if isinstance(dataset, Streamed) else jnp.asarray(dataset.train_labels)
+    if labels is None and resolved["seeds"] and not resolved["seeds_share_batches"]:
+        raise UserError("images that are streamed come in one order: several seeds need seeds_share_batches = true")
 
     def begin(key: Any) -> Any:
         master = _network_of_teacher(resolved, dataset)
@@ -220,7 +267,7 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
             reused = Reused(teacher.final_shape(master, dataset.image_shape, variables), kernel, bias)
         student = finished.network(resolved, dataset.num_classes, reused=reused)
         norms = master.norms(variables) if master.norms is not None else None
-        setup = Setup(dataset.num_classes, len(labels), job.steps_per_epoch, labels, kernel, bias, norms)
+        setup = Setup(dataset.num_classes, dataset.sizes.train, job.steps_per_epoch, labels, kernel, bias, norms)
         objective.constants(lines, setup)
         networks = Networks(student, master, variables)
         return init_state(key, networks, lines, optax.identity(), shape, setup, epochs=1, ema=False)
@@ -231,7 +278,7 @@ def check_against(resolved: Mapping[str, Any], dataset: Dataset) -> None:
         raise UserError(f"objective: {error}") from error
 
 
-def _network_of_teacher(resolved: Mapping[str, Any], dataset: Dataset) -> Model:
+def _network_of_teacher(resolved: Mapping[str, Any], dataset: AnyDataset) -> Model:
     """Returns the teacher's network, also where it is itself a student with the classifier of its own teacher."""
     given = {**resolved, "student": {"model": resolved["teacher"]["model"]}}
     file = pathlib.Path(resolved["teacher"]["checkpoint"] or "") / finished.DATA
@@ -240,11 +287,12 @@ def _network_of_teacher(resolved: Mapping[str, Any], dataset: Dataset) -> Model:
     return finished.rebuilt(given, record, dataset.num_classes)
 
 
-def _train(job: Job, stop: Stop | None) -> Trained:
+def _train(job: Job, stop: Stop | Together | None) -> Trained:
     """Trains a job in a directory that is claimed for it."""
     trained = train(job, stop)
-    if stop is not None and stop.requested is not None:  # at its last step; the next job would first compile
-        raise Interrupted(stop.requested, job.name, job.total_steps)
+    number = None if stop is None else stop.at_end()
+    if number is not None:  # at its last step; the next job would first compile
+        raise Interrupted(number, job.name, job.total_steps)
     return trained
 
 
@@ -262,15 +310,16 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
     network = finished.load(workdir)
     if resolved is None:
         resolved = network.config
+    _same_everywhere(resolved, workdir)
     same_run(workdir, {**resolved, "dtype": network.config["dtype"]}, network.config)
-    dataset = load_data(resolved)
+    dataset = hosts.in_turn(lambda: load_data(resolved))
     if dataset.digest != network.record["digest"]:
         raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
     report = summary.report(dataset, workdir)
     lines = [f"{summary.title(report)} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
     if report["val_accuracy"] is not None:
-        lines.append(f"validation accuracy  {_percent(report, 'val_accuracy')}  ({len(dataset.val_images)} images)")
-    lines.append(f"test accuracy        {_percent(report, 'test_accuracy')}  ({len(dataset.test_images)} images)")
+        lines.append(f"validation accuracy  {_percent(report, 'val_accuracy')}  ({dataset.sizes.val} images)")
+    lines.append(f"test accuracy        {_percent(report, 'test_accuracy')}  ({dataset.sizes.test} images)")
     return "\n".join(lines)
 
 

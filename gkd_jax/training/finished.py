@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gkd_jax import data, models
-from gkd_jax.data import Dataset
+from gkd_jax.data import AnyDataset
 from gkd_jax.errors import UserError
 from gkd_jax.losses import fields
 from gkd_jax.models.simkd import Reused, reuse_classifier
@@ -124,11 +124,11 @@ def rebuilt(config: Mapping[str, Any], record: Mapping[str, Any], num_classes: i
     return network(config, num_classes, reused=Reused((height, width, channels), kernel, bias))
 
 
-def facts(dataset: Dataset) -> dict[str, Any]:
+def facts(dataset: AnyDataset) -> dict[str, Any]:
     """Returns what a network must know of its data, as JSON can hold it: the content of `data.json`."""
     return {
         **dataset.record(),
-        "num_examples": len(dataset.train_images),
+        "num_examples": dataset.sizes.train,
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
         "mean": [float(x) for x in dataset.mean],
@@ -203,7 +203,7 @@ def load_seeds(workdir: str | pathlib.Path, *, averaged: bool = True) -> dict[in
     kept = {name: shapes[name] for name in frozen.TRAINED if name in shapes}
     wanted = {"ema": kept} if ema else kept
     tree, step = _restored(workdir, wanted, total)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     tree = {**(tree["ema"] if ema else tree), **frozen.read(workdir, frozen.not_trained(shapes), device)}
     return {
         seed: Finished(
@@ -223,7 +223,7 @@ def load_seeds(workdir: str | pathlib.Path, *, averaged: bool = True) -> dict[in
 
 def _restored(workdir: pathlib.Path, wanted: Mapping[str, Any], total: int) -> tuple[Any, int]:
     """Returns what the last checkpoint of a run of `total` steps holds of `wanted`, and its step."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     store = checkpoint.Checkpoints(workdir / CHECKPOINTS)
     try:
         step = store.latest

@@ -64,7 +64,7 @@ def read(workdir: pathlib.Path, shapes: Variables, where: jax.sharding.Sharding)
 
 def _read(store: Checkpoints, like: Variables) -> Variables:
     digest = np.zeros(32, np.uint8)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {**abstract_like(like), "sha256": abstract_like(digest, device)}
     found = dict(store.load(wanted, partial=True))
     if not np.array_equal(found.pop("sha256"), _digest(found)):

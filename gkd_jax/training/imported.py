@@ -26,7 +26,7 @@ from absl import logging
 
 from gkd_jax import config, data, machine
 from gkd_jax.arguments import Parser, status
-from gkd_jax.data import Dataset
+from gkd_jax.data import AnyDataset
 from gkd_jax.errors import UserError
 from gkd_jax.interop import torch
 from gkd_jax.models import count
@@ -43,13 +43,15 @@ Channels = Sequence[float]
 _ROUNDED = 1e-4  # constants are published with four digits, those of a file are measured
 
 
-def configuration(model: str, source: str, data_dir: str | None = None) -> dict[str, Any]:
+def configuration(
+    model: str, source: str, data_dir: str | None = None, image_size: int | None = None
+) -> dict[str, Any]:
     """Returns the resolved configuration that an imported network is given: that of configs/teacher.py.
 
     Its compute type is float32, whatever the machine, as PyTorch's was.
     """
     given = config.default()
-    given.data.source, given.data.data_dir = source, data_dir
+    given.data.source, given.data.data_dir, given.data.image_size = source, data_dir, image_size
     given.teacher.model = config.NO_TEACHER
     given.student.model = model
     given.optimizer = config.optimizer(config.standard_rate(model))
@@ -66,6 +68,7 @@ def write(
     data_dir: str | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
+    image_size: int | None = None,
     evaluate: bool = True,
 ) -> str:
     """Writes a finished run with PyTorch's weights, and returns what there is to say of it.
@@ -78,6 +81,7 @@ def write(
       data_dir: as `data.data_dir`.
       mean: of each channel, that its training images were normalised by; by default that of the data set.
       std: likewise.
+      image_size: side of the images that it takes, where they are streamed.
       evaluate: whether to write its accuracy on the test images into the summary.
 
     Raises:
@@ -85,14 +89,15 @@ def write(
         than those of the data set, the data set is not there, or the directory is in use. Nothing is written then.
     """
     weights, workdir = pathlib.Path(weights), pathlib.Path(workdir)
-    resolved = configuration(model, source, data_dir)
+    resolved = configuration(model, source, data_dir, image_size)
     arrays = torch.read(weights)
-    known = data.describe(source, data_dir=data_dir)  # before its images, which take longer to read
+    # Before its images, which take longer to read
+    known = data.describe(source, data_dir=data_dir, image_size=image_size)
     try:
         variables = torch.convert(model, arrays, num_classes=known.num_classes, channels=known.image_shape[2])
     except UserError as error:
         raise UserError(f"{weights}: {error}") from error
-    dataset = data.load(**resolved["data"])
+    dataset = data.open_data(**resolved["data"])
     _same_constants(dataset, mean, std)
     check(workdir, resolved, dataset)
     store = checkpoint.Checkpoints(workdir / finished.CHECKPOINTS)
@@ -131,7 +136,7 @@ def keep(workdir: pathlib.Path, resolved: Mapping[str, Any], variables: Variable
     store.close()
 
 
-def _same_constants(dataset: Dataset, mean: Channels | None, std: Channels | None) -> None:
+def _same_constants(dataset: AnyDataset, mean: Channels | None, std: Channels | None) -> None:
     """Raises `UserError` unless images were normalised as those of the data set are."""
     for name, given, held in (("mean", mean, dataset.mean), ("std", std, dataset.std)):
         if given is not None and not (len(given) == len(held) and np.allclose(given, held, atol=_ROUNDED, rtol=0)):
@@ -141,7 +146,7 @@ def _same_constants(dataset: Dataset, mean: Channels | None, std: Channels | Non
             )
 
 
-def _summarised(resolved: dict[str, Any], dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
+def _summarised(resolved: dict[str, Any], dataset: AnyDataset, workdir: pathlib.Path) -> dict[str, Any]:
     report = summary.report(dataset, workdir)
     found = {"teacher": None, "student": report, "student_alone": None, **summary.circumstances(resolved, workdir)}
     write_json(workdir / summary.SUMMARY, found)
@@ -150,7 +155,7 @@ def _summarised(resolved: dict[str, Any], dataset: Dataset, workdir: pathlib.Pat
 
 def _said(
     resolved: dict[str, Any],
-    dataset: Dataset,
+    dataset: AnyDataset,
     workdir: pathlib.Path,
     variables: Variables,
     record: dict[str, str],
@@ -164,7 +169,7 @@ def _said(
     ]
     if found:
         accuracy = found["student"]["test_accuracy"]
-        lines.append(f"test accuracy   {100 * accuracy:.2f} %  ({len(dataset.test_images)} images)")
+        lines.append(f"test accuracy   {100 * accuracy:.2f} %  ({dataset.sizes.test} images)")
     lines.append(f"as a teacher    --config.teacher.model={model} --config.teacher.checkpoint={workdir}")
     return "\n".join(lines)
 
@@ -188,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("model", "dataset", "workdir"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--data_dir")
+    parser.add_argument("--image_size", type=int)
     parser.add_argument("--mean", type=_channels, metavar="M,M,M")
     parser.add_argument("--std", type=_channels, metavar="S,S,S")
     parser.add_argument("--evaluate", action=argparse.BooleanOptionalAction, default=True)
@@ -209,6 +215,7 @@ def main(argv: Sequence[str]) -> int:
             data_dir=given.data_dir,
             mean=given.mean,
             std=given.std,
+            image_size=given.image_size,
             evaluate=given.evaluate,
         )
 

@@ -10,23 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gkd_jax import schedules
+from gkd_jax import hosts, schedules
 from gkd_jax.errors import Diverged
 from gkd_jax.outputs import Variables
 from gkd_jax.reporting.messages import say
-from gkd_jax.reporting.progress import Progress
-from gkd_jax.reporting.records import JsonlWriter, read_records
 from gkd_jax.reporting.spread import over_seeds
-from gkd_jax.reporting.tensorboard import TensorBoardWriter
 from gkd_jax.training import finished, members
 from gkd_jax.training.checkpoint import Checkpoints, abstract_like
-from gkd_jax.training.evaluate import Evaluator
+from gkd_jax.training.devices import fetch, put
+from gkd_jax.training.evaluate import of_split
 from gkd_jax.training.frozen import keep
 from gkd_jax.training.program import Job, Program
+from gkd_jax.training.reports import METRICS as METRICS
+from gkd_jax.training.reports import Reports
 from gkd_jax.training.state import Metrics, TrainState
-from gkd_jax.training.stop import Interrupted, Stop
-
-METRICS = "metrics.jsonl"
+from gkd_jax.training.stop import Interrupted, Stop, Together
+from gkd_jax.training.streamed import StreamedBatches
 
 # One student's part of a tree, wherever it lies, as one program instead of one for each array
 _pick = jax.jit(members.one)
@@ -49,7 +48,7 @@ class Trained:
     cache: dict[str, Any] | None = None
 
 
-def train(job: Job, stop: Stop | None = None) -> Trained:
+def train(job: Job, stop: Stop | Together | None = None) -> Trained:
     """Trains a job's network to the end, from where an earlier call in the same directory stopped.
 
     Args:
@@ -73,9 +72,23 @@ def train(job: Job, stop: Stop | None = None) -> Trained:
         frozen = keep(job.workdir, frozen)
         if latest is not None:
             state = checkpoints.load(abstract_like(state), latest)
-        return _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
+            if isinstance(program.batches, StreamedBatches):
+                program.batches.check(checkpoints.note(latest))
+        trained = _Loop(program, checkpoints, state, frozen, latest or 0, stop).run()
+    except (Interrupted, Diverged):
+        raise
+    except Exception as error:
+        hosts.end_if_lost(error)
+        if hosts.several():  # a checkpoint that the others do not write with us cannot be waited for
+            checkpoints.leave()
+        raise
     finally:
         checkpoints.close()
+        batches = program.__dict__.get("batches")  # not where its own failure is what ends this
+        if isinstance(batches, StreamedBatches):
+            batches.close()
+    hosts.exchange("")  # nobody reads before all have written
+    return trained
 
 
 def _say_idle(program: Program, count: int) -> None:
@@ -105,48 +118,38 @@ class _Loop:
         state: TrainState,
         frozen: Variables,
         step: int,
-        stop: Stop | None,
+        stop: Stop | Together | None,
     ):
         self.program, self.job, self.checkpoints = program, program.job, checkpoints
         self.state, self.frozen, self.step, self.stop = state, frozen, step, stop
         self.kept: int | None = step or None
         self.filled = 0.0  # seconds, in the epochs so far
         dataset = self.job.dataset
+        # One student's part of a tree, which several processes need whole
+        self._pick = jax.jit(members.one, out_shardings=program.replicated) if hosts.several() else _pick
         program.polled = self._stop_if_asked
         self.fixed = program.fixed(frozen)
-        self.validate = None
-        if len(dataset.val_images):
-            model, where = program.networks.student, program.devices
-            self.validate = Evaluator(model, dataset.val_images, dataset.val_labels, dataset.mean, dataset.std, where)
+        workers = self.job.config["data"]["workers"]
+        self.validate = of_split(program.networks.student, dataset, "val", program.devices, workers)
 
     def run(self) -> Trained:
         job, per_epoch = self.job, self.job.steps_per_epoch
         first = self.step // per_epoch
-        records = JsonlWriter(job.workdir / METRICS)
-        records.truncate_after(first)
-        board = None
-        if job.config["tensorboard"] and self.step < job.total_steps:
-            board = TensorBoardWriter(job.workdir / "tensorboard", purge_step=self.step + 1)
-        progress = Progress(job.config["epochs"], per_epoch, job.name, done_epochs=first)
+        reports = Reports(job, self.step)
         try:
             for epoch in range(first, job.config["epochs"]):
-                record = self._epoch(epoch, progress)
-                records.write(record)
-                if board is not None:
-                    board.write(record)
-                progress.epoch(record)
+                record = self._epoch(epoch, reports)
+                reports.epoch(record)
                 if (epoch + 1) % job.config["checkpoint_every"] == 0 or epoch + 1 == job.config["epochs"]:
                     self._save(record["val_accuracy"])
                 if epoch + 1 < job.config["epochs"]:
                     self._stop_if_asked(record["val_accuracy"])
         finally:
-            progress.close()
-            if board is not None:
-                board.close()
+            reports.close()
         used = self.program.recall.summary() if self.program.recall and first < job.config["epochs"] else None
-        return Trained(self.state, self.frozen, read_records(job.workdir / METRICS), used)
+        return Trained(self.state, self.frozen, reports.read(), used)
 
-    def _epoch(self, epoch: int, progress: Progress) -> dict[str, Any]:
+    def _epoch(self, epoch: int, reports: Reports) -> dict[str, Any]:
         """Trains for an epoch; its `seconds` include those of compilation and of filling the teacher's cache."""
         started = time.monotonic()
         end = (epoch + 1) * self.job.steps_per_epoch
@@ -158,9 +161,9 @@ class _Loop:
         while self.step < end:
             count = self.program.call_at(self.step)
             call = self.program.step_at(self.step, self.state, plan, self.fixed, count)
-            self.state = self.program.ended(call(self.state, plan, self.fixed))
+            self.state = self.program.ended(call(self.state, self.program.at(plan, self.step), self.fixed))
             self.step += count
-            progress.step(count)
+            reports.step(count)
             if self.step < end:  # at its end an epoch is first written down
                 self._stop_if_asked()
         self._check_finite()
@@ -177,6 +180,8 @@ class _Loop:
         weights, history = self.state.weights, self.state.history
         if not jax.tree.leaves(weights):
             return
+        if hosts.several():
+            weights, history = jax.tree.map(jnp.asarray, fetch((weights, history)))
         if self.program.seeds:
             # Not by `vmap`, which would trace what may be computed on the host
             both, places = jax.device_get((weights, history)), range(len(self.program.seeds))
@@ -184,14 +189,14 @@ class _Loop:
             weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         else:
             weights = self._refitted(weights, history)
-        self.state = dataclasses.replace(self.state, weights=jax.device_put(weights, self.program.weights_on))
+        self.state = dataclasses.replace(self.state, weights=put(weights, self.program.weights_on))
 
     def _refitted(self, weights: Mapping[str, Any], history: Array) -> dict[str, Any]:
         return {name: line.weight.refit(weights[name], history) for name, line in self.program.lines.items()}
 
     def _record(self, epoch: int) -> dict[str, Any]:
         """Fetches the epoch's sums: the one place where the host waits for the device."""
-        metrics, weights = jax.device_get((self.state.metrics, self.state.weights))
+        metrics, weights = fetch((self.state.metrics, self.state.weights))
         found = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -210,9 +215,11 @@ class _Loop:
 
     def _picked(self, tree: Any, place: int) -> Any:
         """Returns one student's part of a tree, still on the devices."""
-        return self.program.ended(_pick(tree, place))
+        return self.program.ended(self._pick(tree, place))
 
     def _of_student(self, metrics: Metrics, weights: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
+        if hosts.several():
+            states = jax.tree.map(jnp.asarray, fetch(states))
         terms = jax.device_get({name: line.term.readings(states[name]) for name, line in self.program.lines.items()})
         done = (self.step - 1) / self.job.total_steps  # of the last step, as are the weights
         lines: dict[str, dict[str, Any]] = {}
@@ -243,7 +250,7 @@ class _Loop:
         return [self.validate(self._picked(every, place)) for place in range(len(seeds))]
 
     def _check_finite(self) -> None:
-        found = np.asarray(jax.device_get(self.state.first_nonfinite)).reshape(-1, 2)
+        found = np.asarray(fetch(self.state.first_nonfinite)).reshape(-1, 2)
         bad = np.flatnonzero(found[:, 0] >= 0)
         if not len(bad):
             return
@@ -258,7 +265,9 @@ class _Loop:
         )
 
     def _save(self, val_accuracy: float | None) -> None:
-        self.checkpoints.save(self.step, self.state, val_accuracy)
+        batches = self.program.batches
+        note = batches.state(self.step) if isinstance(batches, StreamedBatches) else None
+        self.checkpoints.save(self.step, self.state, val_accuracy, note)
         self.kept = self.step
 
     def _stop_if_asked(self, val_accuracy: float | None = None) -> None:

@@ -12,6 +12,8 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import gkd_jax
-from gkd_jax import config, models
+from gkd_jax import config, hosts, models
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.outputs import Variables
 from gkd_jax.reporting.files import cannot_write, dumps, write_json
@@ -77,12 +79,31 @@ def unpacked(name: str, cache_dir: str = "auto") -> pathlib.Path:
         cache /= _FOLDER
     digest = hashlib.sha256(dumps(entry).encode()).hexdigest()
     folder = cache.absolute() / f"{name}-{digest[:12]}"
-    if not _whole(folder, entry):
+    if hosts.several():
+        hosts.first_does(lambda: _unpack_apart(name, cache_dir))
+        if not _whole(folder, entry):
+            raise UserError(
+                f"process {hosts.index()} of {hosts.count()} does not find in {folder} what process 0 has unpacked "
+                "there; of several processes, teacher.cache_dir must be on a file system that all of them share"
+            )
+    elif not _whole(folder, entry):
         variables = parts.unpack([parts.read(file.parent, part) for part in _parts(entry)])
         if checkpoint.sha256(variables) != entry["variables_sha256"]:
             raise UserError(f"{file}: the parts of {name!r} hold other weights than those whose SHA-256 it tells")
         _make(folder, name, entry, variables)
     return folder
+
+
+def _unpack_apart(name: str, cache_dir: str) -> None:
+    """Calls `unpacked` in a process that is none of several, which write a checkpoint together or not at all."""
+    call = f"pretrained.unpacked({name!r}, {cache_dir!r})"
+    program = "from gkd_jax import arguments; from gkd_jax.training import pretrained; import sys; "
+    program += f"sys.exit(arguments.status(lambda: str({call})))"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(said[-1].removeprefix("gkd_jax: "))
 
 
 def manifest_file() -> pathlib.Path:

@@ -12,19 +12,33 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from gkd_jax import data, objective
-from gkd_jax.config import NO_CACHE, cache_folder, steps_of
-from gkd_jax.data import Dataset
+from gkd_jax import data, hosts, objective
+from gkd_jax.config import NO_CACHE, cache_folder, kept_views, steps_of
+from gkd_jax.data import AnyDataset
+from gkd_jax.data.residency import Residency, choose
+from gkd_jax.data.stream import Streamed
+from gkd_jax.errors import UserError
 from gkd_jax.models.simkd import Reused
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Setup, Variables
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
 from gkd_jax.training.batches import Batches
-from gkd_jax.training.devices import compiled_alone, evenly, faster_alone, mesh, one_program_at_a_time, replicated
+from gkd_jax.training.devices import (
+    compiled_alone,
+    evenly,
+    faster_alone,
+    mesh,
+    one_program_at_a_time,
+    put,
+    replicated,
+)
+from gkd_jax.training.held import HeldBatches
 from gkd_jax.training.recall import OfNoUse, Recall, unheld
 from gkd_jax.training.state import Networks, TrainState, init_state, run_key
 from gkd_jax.training.step import Fixed, Plan, TrainStep, make_step
+from gkd_jax.training.streamed import StreamedBatches, kept_for
+from gkd_jax.training.tables import available_memory
 from gkd_jax.training.teacher import Teacher
 from gkd_jax.training.views import STRONG, by_view
 
@@ -44,13 +58,13 @@ class Job:
     name: str
     config: Mapping[str, Any]
     workdir: pathlib.Path
-    dataset: Dataset
+    dataset: AnyDataset
     teacher: Teacher | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of full batches in an epoch."""
-        return data.steps_per_epoch(len(self.dataset.train_images), self.config["batch_size"])
+        return data.steps_per_epoch(self.dataset.sizes.train, self.config["batch_size"])
 
     @property
     def total_steps(self) -> int:
@@ -91,7 +105,7 @@ class Program:
             job.teacher.model if job.teacher else None,
             job.teacher.variables if job.teacher else {},
         )
-        chosen = devices is None and config["cpu_devices"] == "auto"
+        chosen = devices is None and config["cpu_devices"] == "auto" and not hosts.several()
         devices = jax.devices() if devices is None else list(devices)
         platform = platform or devices[0].platform
         self.strategy = self._strategy(platform, len(devices))
@@ -99,19 +113,19 @@ class Program:
             chosen and self.strategy != "shard" and faster_alone(devices, self.networks.student, dataset.image_shape)
         )
         devices = devices[:1] if self.faster_alone else devices
-        apart = evenly(len(self.seeds), min(len(devices), len(self.seeds))) if self.strategy == "shard" else 1
+        apart = groups(len(self.seeds), len(devices)) if self.strategy == "shard" else 1
+        check_shared(config)
         self.devices = devices[: apart * evenly(config["batch_size"], len(devices) // apart)]
         self.waits = one_program_at_a_time(self.devices)
         self.mesh = mesh(self.devices, apart)
         self.replicated = replicated(self.mesh)
-        self.batches = Batches(
-            config, dataset, self.mesh, apart=self.strategy == "shard", strong=STRONG in by_view(self.lines)
-        )
         self.period = math.lcm(*(line.every for line in self.lines.values()))
         limit = config["steps_per_call"]
         if limit == "auto":
             limit = 1 if platform == "cpu" else _STEPS_PER_CALL
-        self.chunk = chunks.length(job.steps_per_epoch, self.period, limit)
+        # A batch that comes from the host comes alone
+        apart = self.residency.where != "device"
+        self.chunk = 1 if apart else chunks.length(job.steps_per_epoch, self.period, limit)
         self.polled: Callable[[], None] = lambda: None  # called where a program takes long before the next step
         self._compiled: dict[tuple[str, ...], TrainStep] = {}
         self._pures: dict[tuple[str, ...], chunks.AnyStep] = {}
@@ -119,14 +133,62 @@ class Program:
             members.Together(len(self.seeds), self.strategy, self.shares, self.mesh) if self.strategy else None
         )
 
+    @functools.cached_property
+    def residency(self) -> Residency:
+        """Where the training images are kept; it is said, unless they are where nobody would ask."""
+        given, dataset = self.job.config["data"], self.job.dataset
+        nbytes = 0
+        if not isinstance(dataset, Streamed):
+            height, width, channels = dataset.image_shape
+            nbytes = dataset.sizes.train * (height + 2 * dataset.pad) * (width + 2 * dataset.pad) * channels
+        stats = [device.memory_stats() for device in self.mesh.local_devices]
+        free = min((s["bytes_limit"] - s["bytes_in_use"] for s in stats if s), default=None)
+        free = None if free is None else int(hosts.least(free))  # one choice for all processes
+        found = choose(
+            given["residency"],
+            image_size=given["image_size"],
+            nbytes=nbytes,
+            device_free=free,
+            host_free=int(hosts.least(available_memory() + dataset.nbytes)),
+        )
+        if found.where != "device" or given["residency"] != "auto":
+            say(f"{self.job.name}: images on the {found.where}: {found.reason}")
+        return found
+
+    @functools.cached_property
+    def batches(self) -> Batches | StreamedBatches:
+        """What is seen at each step; the first look computes the teacher's kept views, where they are wanted."""
+        config, dataset, strong = self.job.config, self.job.dataset, STRONG in by_view(self.lines)
+        if not isinstance(dataset, Streamed):
+            kind = Batches if self.residency.where == "device" else HeldBatches
+            return kind(config, dataset, self.mesh, apart=self.strategy == "shard", strong=strong)
+        kept, teacher = None, self.job.teacher
+        cache = config["teacher"]["cache"]
+        if teacher is not None and kept_views(cache) and not unheld(cache, self.lines):
+            # Each of several processes computes parts of its own: none is a point at which all could stop
+            polled = (lambda: None) if hosts.several() else (lambda: self.polled())
+            kept = kept_for(config, dataset, teacher, self.job.workdir, polled)
+        return StreamedBatches(config, dataset, self.mesh, self.job.total_steps, strong=strong, kept=kept)
+
+    def shapes(self, plan: Plan) -> Plan:
+        """Returns what a program is compiled for, of an epoch's plan."""
+        return self.batches.at(plan, 0) if isinstance(self.batches, HeldBatches) else plan
+
+    def at(self, plan: Plan, step: int) -> Plan:
+        """Returns the plan that the program at `step` is given: the epoch's, or the row of a streamed batch."""
+        if isinstance(self.batches, StreamedBatches):
+            return self.batches.at(step)
+        return self.batches.at(plan, step % self.job.steps_per_epoch) if isinstance(self.batches, HeldBatches) else plan
+
     def _strategy(self, platform: str, devices: int) -> str | None:
         chosen: str = self.job.config["seed_strategy"]
         if not self.seeds:
             return None
         if chosen != "auto":
             return chosen
-        network = self.networks.student
-        return members.strategy(len(self.seeds), devices, platform, network, self.job.dataset.image_shape)
+        network, apart = self.networks.student, groups(len(self.seeds), devices)
+        at_most = 1 if hosts.several() and apart == 1 else devices
+        return members.strategy(len(self.seeds), at_most, platform, network, self.job.dataset.image_shape)
 
     @property
     def shares(self) -> bool:
@@ -180,9 +242,10 @@ class Program:
         dataset, teacher = self.job.dataset, self.job.teacher
         return Setup(
             num_classes=dataset.num_classes,
-            num_examples=len(dataset.train_labels),
+            num_examples=dataset.sizes.train,
             steps_per_epoch=self.job.steps_per_epoch,
-            labels=jnp.asarray(dataset.train_labels),
+            # Known where images are read alone
+            labels=None if isinstance(dataset, Streamed) else jnp.asarray(dataset.train_labels),
             teacher_kernel=teacher.kernel if teacher else None,
             teacher_bias=teacher.bias if teacher else None,
             teacher_norms=teacher.norms if teacher else None,
@@ -190,6 +253,8 @@ class Program:
 
     def plan(self, epoch: int) -> Plan:
         """Returns what is seen in an epoch, from 0, with what is remembered of the teacher."""
+        if isinstance(self.batches, StreamedBatches):
+            return self.batches.plan(epoch)
         plan = self.ended(self.batches.plan(epoch))
         if self.recall is None:
             return plan
@@ -212,7 +277,10 @@ class Program:
     def recall(self) -> Recall | None:
         """What is remembered of the teacher; None where it is asked at every step, as the first plan may find out."""
         teacher, given = self.job.teacher, self.job.config["teacher"]
+        dataset, batches = self.job.dataset, self.batches
         if teacher is None or given["cache"] == NO_CACHE:
+            return None
+        if isinstance(dataset, Streamed) or isinstance(batches, StreamedBatches):  # what is kept comes with each batch
             return None
         if unheld(given["cache"], self.lines):  # which `experiment.run` has said
             return None
@@ -220,8 +288,8 @@ class Program:
             given["cache"],
             teacher._replace(variables=self._teacher_variables),
             self.lines,
-            self.job.dataset,
-            self.batches.gather,
+            dataset,
+            batches.gather,
             dtype=self.job.config["dtype"],
             memory=given["cache_memory"],
             folder=cache_folder(given["cache_dir"], "teachers"),
@@ -234,7 +302,7 @@ class Program:
     @functools.cached_property
     def _teacher_variables(self) -> Variables:
         """Of the teacher, on all devices."""
-        placed: Variables = jax.device_put(self.networks.teacher_variables, self.replicated)
+        placed: Variables = put(self.networks.teacher_variables, self.replicated)
         return placed
 
     def call_at(self, step: int) -> int:
@@ -246,7 +314,7 @@ class Program:
         """Returns the compiled program of `count` steps, for the lines that are active at `step` and after it."""
         names = ("chunk",) if count > 1 else tuple(objective.active(self.lines, step))
         if names not in self._compiled:
-            lowered = self.jitted_step_at(step, count).lower(state, plan, fixed)
+            lowered = self.jitted_step_at(step, count).lower(state, self.shapes(plan), fixed)
             self._compiled[names] = compiled_alone(lowered) if self.faster_alone else lowered.compile()
         return self._compiled[names]
 
@@ -264,7 +332,9 @@ class Program:
         if tuple(lines) not in self._pures:
             ema = self.job.config["ema"]
             make = self.batches.make(self.together.axes if self.together else ("data",))
-            one = make_step(self.networks, lines, self.tx, make, ema=ema, every=self.lines)
+            one = make_step(
+                self.networks, lines, self.tx, make, ema=ema, every=self.lines, steps_per_epoch=self.job.steps_per_epoch
+            )
             self._pures[tuple(lines)] = self.together.step(one) if self.together else one.__call__
         return self._pures[tuple(lines)]
 
@@ -286,6 +356,30 @@ class Program:
             count = self.call_at(step)
             self.step_at(step, state, plan, fixed, count)
             step += count
+
+
+def groups(seeds: int, devices: int) -> int:
+    """Returns among how many groups of devices the students are shared out that are "shard"ed.
+
+    Of several processes every device has a part, so that the groups must divide the devices too.
+    """
+    return math.gcd(seeds, devices) if hosts.several() else evenly(seeds, min(devices, seeds))
+
+
+def check_shared(config: Mapping[str, Any]) -> None:
+    """Raises `UserError` where several processes cannot share a run's batches among all their devices evenly."""
+    if not hosts.several():
+        return
+    devices, seeds = jax.device_count(), len(config["seeds"])
+    apart = groups(seeds, devices) if seeds and config["seed_strategy"] in ("auto", "shard") else 1
+    if config["batch_size"] % (devices // apart):
+        among = f"the {devices} devices of {hosts.count()} processes"
+        if apart > 1:
+            among += f", {devices // apart} for each of {apart} groups of seeds"
+        raise UserError(
+            f"batch_size is {config['batch_size']}, which {among} cannot share evenly; it must be a multiple of "
+            f"{devices // apart}"
+        )
 
 
 # Enough for the host's share of a step to vanish, few enough to stop within a second or two

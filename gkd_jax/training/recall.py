@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Int32
 
-from gkd_jax import objective
+from gkd_jax import hosts, objective
 from gkd_jax.config import held as held_by
 from gkd_jax.data import Dataset
 from gkd_jax.errors import UserError
@@ -25,6 +25,7 @@ from gkd_jax.outputs import Batch, Gradient, Outputs
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import checkpoint
 from gkd_jax.training.cache import Cache
+from gkd_jax.training.devices import fetch, put
 from gkd_jax.training.forward import forward, forward_shapes
 from gkd_jax.training.shards import Shards, key
 from gkd_jax.training.tables import TooLarge
@@ -178,12 +179,13 @@ class Recall:
             rows = self._rows(outputs._replace(grads=directions))
             return {name: row.astype(jnp.float16) for name, row in rows.items()}
 
-        answer = jax.jit(look)
+        # Of several processes each keeps all rows in its memory, where they are not on the devices
+        answer = jax.jit(look, out_shardings=self._where) if hosts.several() else jax.jit(look)
         # A teacher that was read from a checkpoint lies on the first device alone
-        variables = jax.device_put(teacher.variables, self._where)
+        variables = put(teacher.variables, self._where)
 
         def ask(ids: Int32[np.ndarray, " m"]) -> Mapping[str, Array]:
-            return answer(variables, self._gather(*jax.device_put(np.divmod(ids, np.int32(self._views)), self._where)))
+            return answer(variables, self._gather(*put(np.divmod(ids, np.int32(self._views)), self._where)))
 
         return ask
 
@@ -229,7 +231,8 @@ class Recall:
         return rows
 
     def _ids(self, index: Array, view: Array) -> np.ndarray:
-        return np.asarray(index).astype(np.int64) * self._views + np.asarray(view)
+        examples, views = fetch((index, view))
+        return np.asarray(examples).astype(np.int64) * self._views + np.asarray(views)
 
     @property
     def _served(self) -> tuple[str, ...]:
@@ -300,10 +303,11 @@ def _budget(memory: Any, where: Sharding) -> int:
     """Returns the bytes that a cache may take of each device."""
     if memory != "auto":
         return int(memory * _GB)
-    known: list[Any] = [device.memory_stats() for device in where.device_set]  # type: ignore[attr-defined]
+    known: list[Any] = [device.memory_stats() for device in where.addressable_devices]  # type: ignore[attr-defined]
     if not all(known):  # a CPU: its memory is the host's
         return 0
-    return int(min(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]) for stats in known if stats))
+    free = min(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]) for stats in known if stats)
+    return int(hosts.least(free))  # what one process has no room for is on no device
 
 
 def _facts(teacher: Teacher, dataset: Dataset, dtype: str, platform: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped, UInt8
 
 from gkd_jax import objective
 from gkd_jax.objective import Lines, Reading
@@ -22,6 +22,20 @@ from gkd_jax.training.views import by_view, key_of
 Tree = Any
 
 
+class Pixels(NamedTuple):
+    """What of a plan's examples is on no device before: where images are streamed, or lie in the host's memory.
+
+    Attributes:
+      images: the crops, or the whole images with their borders.
+      flip: whether crops are to be mirrored; None of whole images, of which the view says it.
+      labels: their classes; None where all labels are on the devices.
+    """
+
+    images: UInt8[Array, "*seeds s b h w c"]
+    flip: Bool[Array, "s b"] | None
+    labels: Int[Array, "s b"] | None
+
+
 class Plan(NamedTuple):
     """The examples of an epoch: which, and in which view.
 
@@ -30,12 +44,14 @@ class Plan(NamedTuple):
       teacher: what a cache holds of the teacher's outputs on them, of the same leading shape each; {} without one.
       key: what the view "strong" is drawn from, by the number of the step; [seeds] where students see batches of their
         own. None where nothing sees that view: it is then not made.
+      pixels: the examples themselves, where they come with the plan, which is then one row, of the step at hand.
     """
 
     index: Int[Array, "*seeds s b"]  # type: ignore[assignment]  # hides tuple.index
     view: Int[Array, "*seeds s b"]
     teacher: Mapping[str, Array] = {}
     key: PRNGKeyArray | Shaped[PRNGKeyArray, " seeds"] | None = None
+    pixels: Pixels | None = None
 
 
 class Fixed(NamedTuple):
@@ -101,6 +117,7 @@ def make_step(
     *,
     ema: float = 0.0,
     every: Lines | None = None,
+    steps_per_epoch: int | None = None,
 ) -> Step:
     """Returns the step that computes `lines`, to be jitted with its state donated.
 
@@ -111,6 +128,7 @@ def make_step(
       make_batch: `(plan, fixed, step) -> Batch`, with the teacher's outputs in it where they are looked up.
       ema: decay of the moving averages; 0 keeps none.
       every: all the lines of the run, where `lines` are but some of them.
+      steps_per_epoch: where a plan is no whole epoch.
     """
     order = tuple(lines if every is None else every)
     seen = by_view(lines)
@@ -139,7 +157,7 @@ def make_step(
         return {view: stop_gradient(batch.teacher[view] if view in batch.teacher else ask(view)) for view in taught}
 
     def prepare(plan: Plan, fixed: Fixed, step: Int[Array, ""]) -> Lesson:
-        batch, steps = make_batch(plan, fixed, step), plan.index.shape[0]
+        batch, steps = make_batch(plan, fixed, step), steps_per_epoch or plan.index.shape[0]
         # Nothing is drawn here: any key will do
         teacher = {} if drawn else teach(batch, fixed, jax.random.key(0))
         return Lesson(batch, teacher, step % steps, step // steps)

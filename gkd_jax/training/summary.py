@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gkd_jax import __version__, identity, objective
-from gkd_jax.data import Dataset
+from gkd_jax import __version__, hosts, identity, objective
+from gkd_jax.data import AnyDataset
 from gkd_jax.models import count
 from gkd_jax.processor import processor
 from gkd_jax.reporting import plots
@@ -18,7 +18,7 @@ from gkd_jax.reporting.records import read_records
 from gkd_jax.reporting.spread import over_seeds
 from gkd_jax.reporting.table import Row, closing_table
 from gkd_jax.training import checkpoint, finished, quality
-from gkd_jax.training.evaluate import Evaluator
+from gkd_jax.training.evaluate import of_split
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.program import Job
 
@@ -38,13 +38,13 @@ class Measured(NamedTuple):
     predictions: np.ndarray | None
 
 
-def report(dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
+def report(dataset: AnyDataset, workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what the summary says of the network in `workdir`; see `measured`."""
     return measured(dataset, workdir).report
 
 
 def measured(
-    dataset: Dataset,
+    dataset: AnyDataset,
     workdir: pathlib.Path,
     *,
     averaged: bool = True,
@@ -71,15 +71,12 @@ def measured(
         students = dict(list(students.items())[:1])
     network = next(iter(students.values()))
 
-    def asked(images: np.ndarray, labels: np.ndarray) -> Evaluator | None:
-        return Evaluator(network.model, images, labels, dataset.mean, dataset.std, devices) if len(images) else None
-
-    devices = jax.devices()
-    on_test, on_val = asked(dataset.test_images, dataset.test_labels), asked(dataset.val_images, dataset.val_labels)
+    devices, workers = jax.devices(), network.config["data"].get("workers", 0)
+    on_test, on_val = (of_split(network.model, dataset, split, devices, workers) for split in ("test", "val"))
     each, predictions = {}, []
     for seed, student in students.items():
         logits = on_test.logits(student.variables) if on_test else None
-        rated = quality.rate(logits, dataset.test_labels)
+        rated = quality.rate(logits, on_test.labels if on_test else np.zeros(0, np.int32))
         predictions.append(None if logits is None else quality.classes(logits))
         each[str(seed)] = {
             "test_accuracy": rated.pop("accuracy"),
@@ -157,6 +154,7 @@ def device() -> dict[str, Any]:
         "kind": devices[0].device_kind,
         "count": len(devices),
         "processor": processor(),
+        **({"processes": hosts.count()} if hosts.several() else {}),
     }
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Float16, Int
 
+from gkd_jax import hosts
 from gkd_jax.errors import UserError
+from gkd_jax.training.devices import put
 
 _SHARE = 0.8  # of the host's available memory that tables may take: the rest is for images, results and other programs
 _LOADED = 4 << 20  # bytes of rows that go to a device at a time: one shape, so that loading compiles one program
@@ -71,7 +73,14 @@ class HostTable:
     def get(self, ids: np.ndarray, sharding: Sharding) -> Array:
         """See `Table`."""
         # Four times as fast as indexing where rows are short; "clip" keeps it from making a copy to check against
-        return jax.device_put(np.take(self._rows, ids, axis=0, mode="clip"), sharding)
+
+        def rows(place: Any) -> Any:  # of one row of single numbers, a number
+            return np.take(self._rows, ids[place[: ids.ndim]], axis=0, mode="clip")
+
+        if sharding.is_fully_addressable:
+            return jax.device_put(rows(()), sharding)
+        # Of several processes each takes out those of its own devices
+        return jax.make_array_from_callback((*ids.shape, *self._rows.shape[1:]), sharding, rows)
 
 
 class DeviceTable:
@@ -106,7 +115,7 @@ class DeviceTable:
             spare = self._chunk - len(part)
             padded = np.pad(values, [(0, spare)] + [(0, 0)] * (values.ndim - 1))
             keep = np.arange(self._chunk) < len(part)
-            self.put(np.pad(part, (0, spare)), jax.device_put(padded, self._where), keep)()
+            self.put(np.pad(part, (0, spare)), put(padded, self._where), keep)()
 
     def get(self, ids: np.ndarray, sharding: Sharding) -> Array:
         """See `Table`."""
@@ -167,7 +176,8 @@ def on_device(
     try:
         return {name: DeviceTable(size, row, where, waits) for name, row in rows.items()}
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # Of several processes the others may have had the memory
+        if "RESOURCE_EXHAUSTED" not in str(error) or hosts.several():
             raise
     say(
         f"teacher.cache: the device has no {needed:,} bytes left, though teacher.cache_memory allows them; the host "
@@ -182,7 +192,7 @@ def on_host(rows: dict[str, tuple[int, ...]], size: int) -> dict[str, Table]:
     Raises:
       TooLarge: if all together take more than 80 % of the memory that is available.
     """
-    needed, available = nbytes(rows, size), available_memory()
+    needed, available = nbytes(rows, size), int(hosts.least(available_memory()))
     if size > MAX_SIZE:
         raise TooLarge(f"{size:,} rows are more than the {MAX_SIZE:,} that int32 can number")
     if needed > _SHARE * available:

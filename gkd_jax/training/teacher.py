@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gkd_jax.data import Dataset
+from gkd_jax.data import AnyDataset
 from gkd_jax.errors import UserError
 from gkd_jax.models.simkd import Reused
 from gkd_jax.outputs import Model, Norms, Variables
@@ -56,7 +56,7 @@ def final_shape(
     return height, width, channels
 
 
-def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str) -> Teacher:
+def prepare(workdir: str | pathlib.Path, name: str, dataset: AnyDataset, dtype: str) -> Teacher:
     """Returns the network of a finished run as the teacher of a student on `dataset`.
 
     Args:
@@ -96,16 +96,16 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: Dataset, dtype: str
     return Teacher(model, variables, kernel, bias, finished, norms)
 
 
-def leak(dataset: Dataset, finished: Finished) -> str | None:
+def leak(dataset: AnyDataset, finished: Finished) -> str | None:
     """Returns what to warn of if the teacher was trained on the student's validation images; None if it was not."""
-    if not len(dataset.val_images):
+    if not dataset.sizes.val:
         return None
     seen = dataset.seen_by(finished.record)
     if seen is None:
         return f"the teacher was trained on {finished.record['source']}; it may know the validation images"
     if seen:
         return (
-            f"the teacher was trained on {seen} of the {len(dataset.val_images)} validation images, accuracies on them "
+            f"the teacher was trained on {seen} of the {dataset.sizes.val} validation images, accuracies on them "
             "are too high; use the same data.val_fraction, data.split_seed and data.num_train for both"
         )
     return None

@@ -2,22 +2,24 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gkd_jax import identity
-from gkd_jax.data import Dataset
+from gkd_jax import hosts, identity
+from gkd_jax.data import AnyDataset
 from gkd_jax.errors import UserError
 from gkd_jax.reporting.files import write_json
 from gkd_jax.training import finished
 
 _LOCK = ".lock"
+_SEEN = 90.0  # seconds after which a shared file system shows everywhere what was written: NFS looks once a minute
 
 
 def claim(
     workdir: pathlib.Path,
     resolved: Mapping[str, Any],
-    dataset: Dataset,
+    dataset: AnyDataset,
     teacher_sha256: str | None = None,
     teacher_final: tuple[int, int, int] | None = None,
 ) -> None:
@@ -51,7 +53,7 @@ def claim(
     write_json(workdir / finished.DATA, {**finished.facts(dataset), "teacher_sha256": teacher_sha256, **reused})
 
 
-def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: Dataset) -> bool:
+def check(workdir: pathlib.Path, resolved: Mapping[str, Any], dataset: AnyDataset) -> bool:
     """Returns whether a directory is the one of this run already; raises `UserError` if it is that of another."""
     file = workdir / finished.CONFIG
     if file.exists():
@@ -82,11 +84,21 @@ class AtWork(UserError):
 
 @contextlib.contextmanager
 def alone_in(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process out of a directory that exists, as long as this one is at work in it.
+    """Keeps another run out of a directory that exists, as long as this one is at work in it.
+
+    Of several processes that do the run together, the first one does so for all.
 
     Raises:
-      AtWork: if another process is.
+      AtWork: if another process is at work there.
+      UserError: of several processes, on those that it is told by the first.
     """
+    with contextlib.ExitStack() as stack:
+        hosts.first_does(lambda: stack.enter_context(_locked(workdir)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on Windows, where two runs in one directory are the user's own care
@@ -97,6 +109,8 @@ def alone_in(workdir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
         except BlockingIOError as error:
             raise AtWork(f"{workdir}: another process is at work on this run; wait for it, or stop it") from error
+        except OSError:  # a disk without locks, as a mounted Drive may be
+            pass
         yield
 
 
@@ -114,3 +128,23 @@ def held(workdir: pathlib.Path) -> bool:
     except OSError:  # none was ever at work, or the disk knows no locks
         return False
     return False
+
+
+def shared(workdir: pathlib.Path) -> None:
+    """Makes sure that all processes of a run find what the first one has written into its directory.
+
+    Raises:
+      UserError: if one does not, after what a shared file system may take.
+    """
+    if not hosts.several():
+        return
+    hosts.exchange("")
+    until = time.monotonic() + _SEEN
+    while not (workdir / finished.CONFIG).exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"process {hosts.index()} of {hosts.count()} does not find in {workdir} what process 0 wrote there; "
+                "the --workdir of several processes must be on a file system that all of them share"
+            )
+        time.sleep(1.0)
+    hosts.exchange("")

@@ -224,3 +224,24 @@ def test_bare_runs(copy, tmp_path):
     assert tables.main_table(group).rows[0].run.kind == name
     assert command.main([str(copy)]) == 0
     assert "Without a result" not in (copy / "report.md").read_text()
+
+
+def test_what_a_student_was_exported_to(copy, tmp_path):
+    folder = copy / "runs" / "first-kd" / "export"
+    folder.mkdir()
+    rows = [
+        {"kind": "teacher (resnet56)", "test_accuracy": 0.7234, "milliseconds": 3.25, "bytes": 3_400_000},
+        {"kind": "onnx", "file": "model.onnx", "test_accuracy": 0.68, "difference": 2.5e-6, "milliseconds": 0.75},
+    ]
+    (folder / "export.json").write_text(json.dumps({"rows": rows}))
+    assert command.main([str(copy), "--publish", str(tmp_path / "published")]) == 0
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "published" / page).read_text()
+        assert "Exported files" in text
+        told = [line for line in text.splitlines() if "model.onnx" in line] if page.endswith("md") else [text]
+        assert len(told) == 1
+        assert all(value in told[0] for value in ("68.00", "2.5e-06", "0.750"))
+    assert (tmp_path / "published" / "runs" / "first-kd" / "export" / "export.json").exists()
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(UserError, match="export.json: damaged: it has no rows"):
+        collect(copy)

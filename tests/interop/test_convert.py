@@ -121,7 +121,7 @@ def test_networks_without_names():
         message = _refused("of_a_user", {})
     finally:
         models.registry._BUILDS.pop("of_a_user")
-    assert message.startswith("no PyTorch names are known for 'of_a_user'; known: mobilenetv2, ")
+    assert message.startswith("no PyTorch names are known for 'of_a_user'; known: mobilenetv1, ")
 
 
 def test_names_of_a_module_that_no_table_has():

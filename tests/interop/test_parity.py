@@ -11,11 +11,13 @@ torch = pytest.importorskip("torch")
 import torch_networks  # noqa: E402
 
 from gkd_jax import models  # noqa: E402
+from gkd_jax.errors import UserError  # noqa: E402
 from gkd_jax.interop.torch import convert  # noqa: E402
 from gkd_jax.models import registry  # noqa: E402
 
 CLASSES = 10
-IMAGENET = ["resnet18_imagenet_stem", "mobilenetv2_imagenet_stem", "resnet50_imagenet_stem"]
+IMAGENET = ["resnet18_imagenet_stem", "mobilenetv2_imagenet_stem", "mobilenetv1", "mobilenetv1_relu6"]
+DEEP = ["resnet34_imagenet_stem", "resnet50_imagenet_stem"]
 SMALL = ["resnet8", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", "resnet18"]
 LARGE = ["resnet8x4", "resnet20", "wrn_40_1", "vgg13", "mobilenetv2", "resnet34", "resnet50"]
 
@@ -63,7 +65,7 @@ def test_logits_and_running_statistics_are_those_of_pytorch(name):
     compare(name, models.create(name, num_classes=CLASSES, conv="plain"), np.float32, 1e-4)
 
 
-@pytest.mark.parametrize("name", [*IMAGENET[:2], pytest.param(IMAGENET[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*IMAGENET, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)])
 def test_those_of_networks_whose_last_maps_are_single_positions(name, x64):
     """In double precision: BatchNorm of four values that are alike makes of PyTorch's own rounding up to 0.002."""
     module = registry._BUILDS[name](CLASSES, jnp.dtype(np.float64), "plain")
@@ -99,3 +101,13 @@ def test_both_names_of_shortcut_and_classifier_mean_the_same(name):
     ]
     a, b = (convert(name, arrays) for arrays in filled)
     assert jax.tree.all(jax.tree.map(lambda x, y: np.asarray(x).flat[0] == np.asarray(y).flat[0], a, b))
+
+
+@pytest.mark.parametrize(
+    ("given", "tried"), [("mobilenetv1_relu6", "mobilenetv1"), ("mobilenetv1", "mobilenetv1_relu6")]
+)
+def test_the_same_arrays_for_another_activation_are_told_apart(given, tried):
+    """timm's weights in the network with ReLU would give other logits, and no error, but for their names."""
+    arrays = torch_networks.arrays(torch_networks.create(given, CLASSES))
+    with pytest.raises(UserError, match=f"; the arrays are those of {given}$"):
+        convert(tried, arrays)

@@ -269,6 +269,60 @@ class ShuffleNet(nn.Module):
         return self.linear(pooled(F.relu(self.bn2(self.conv2(x))) if self.head else x))
 
 
+def separable(i, o, stride):
+    layers = []
+    for size, a, b, s, groups in ((3, i, i, stride, i), (1, i, o, 1, 1)):
+        layers += [conv(a, b, size, s, groups), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+WIDTHS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+
+
+class MobileNetV1(nn.Module):
+    """With mdistiller's names."""
+
+    def __init__(self, classes):
+        super().__init__()
+        layers, i = [nn.Sequential(conv(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU())], 32
+        for o, stride in WIDTHS:
+            layers.append(separable(i, o, stride))
+            i = o
+        self.model, self.fc = nn.Sequential(*layers), nn.Linear(i, classes)
+
+    def forward(self, x):
+        return self.fc(pooled(self.model(x)))
+
+
+class Separable6(nn.Module):
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.conv_dw, self.bn1 = conv(i, i, 3, stride, i), nn.BatchNorm2d(i)
+        self.conv_pw, self.bn2 = conv(i, o, 1), nn.BatchNorm2d(o)
+
+    def forward(self, x):
+        return F.relu6(self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x))))))
+
+
+class TimmMobileNetV1(nn.Module):
+    """With timm's names and its ReLU6."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv_stem, self.bn1 = conv(3, 32, 3, 2), nn.BatchNorm2d(32)
+        blocks, i = [], 32
+        for o, stride in WIDTHS:
+            if stride == 2 or not blocks:
+                blocks.append([])
+            blocks[-1].append(Separable6(i, o, stride))
+            i = o
+        self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in blocks))
+        self.classifier = nn.Linear(i, classes)
+
+    def forward(self, x):
+        return self.classifier(pooled(self.blocks(F.relu6(self.bn1(self.conv_stem(x))))))
+
+
 def _narrow(depth, stem=16, widths=(16, 32, 64)):
     return lambda c: ResNet(c, stem, widths, ((depth - 2) // 6,) * 3)
 
@@ -287,7 +341,10 @@ NETWORKS = {
     "resnet34": lambda c, **how: ResNet(c, *_IMAGENET, (3, 4, 6, 3), **how),
     "resnet50": lambda c, **how: ResNet(c, *_IMAGENET, (3, 4, 6, 3), bottleneck=True, **how),
     "resnet18_imagenet_stem": lambda c: ResNet(c, *_IMAGENET, (2, 2, 2, 2), imagenet=True),
+    "resnet34_imagenet_stem": lambda c: ResNet(c, *_IMAGENET, (3, 4, 6, 3), imagenet=True),
     "resnet50_imagenet_stem": lambda c: ResNet(c, *_IMAGENET, (3, 4, 6, 3), bottleneck=True, imagenet=True),
+    "mobilenetv1": MobileNetV1,
+    "mobilenetv1_relu6": TimmMobileNetV1,
     "mobilenetv2_imagenet_stem": ImageNetMobileNetV2,
     "wrn_16_2": lambda c: WideResNet(c, 16, 2),
     "wrn_40_1": lambda c: WideResNet(c, 40, 1),

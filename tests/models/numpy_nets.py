@@ -105,6 +105,20 @@ def mobilenetv2(variables, x, imagenet=False):
     return net.linear(active(net.conv_norm("head", x)))
 
 
+def mobilenetv1(variables, x, blocks, relu6=False):
+    def active(x):
+        return np.clip(x, 0, 6 if relu6 else None)
+
+    net = Variables(variables)
+    x = active(net.conv_norm("stem", x, 2))
+    for stage, count in enumerate(blocks, 1):
+        for i in range(count):
+            block, stride = net.at(f"stage{stage}_block{i + 1}"), 2 if stage > 1 and i == 0 else 1
+            x = active(block.conv_norm("depthwise", x, stride, groups=x.shape[-1]))
+            x = active(block.conv_norm("pointwise", x))
+    return net.linear(x)
+
+
 def vgg(variables, x, depth):
     net = Variables(variables)
     for stage, convolutions in enumerate(depth, 1):

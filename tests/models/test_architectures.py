@@ -1,7 +1,7 @@
 """The networks against published sizes: reference/architectures.csv, counted on mdistiller's own code.
 
-Its rows that are not from there, resnet8, resnet8_eighth, resnet34, mobilenetv2 and the networks with ImageNet's stem,
-are counted by formula below.
+Its rows that are not from there, resnet8, resnet8_eighth, resnet34, mobilenetv2, mobilenetv1 and the networks with
+ImageNet's stem, are counted by formula below.
 """
 
 import csv
@@ -72,6 +72,23 @@ def count_resnet18_imagenet_stem(classes):
     return count_resnet8(classes, stem=64, blocks=(2, 2, 2, 2), imagenet=True)
 
 
+def count_resnet34_imagenet_stem(classes):
+    return count_resnet8(classes, stem=64, blocks=(3, 4, 6, 3), imagenet=True)
+
+
+def count_mobilenetv1(classes, side=32):
+    net = Tally(side)
+    net.conv_norm(3, 3, 32, 2)
+    channels = 32
+    for width, blocks in ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2)):
+        for block in range(blocks):
+            net.conv_norm(3, channels, channels, 2 if width > 64 and not block else 1, groups=channels)
+            net.conv_norm(1, channels, width)
+            channels = width
+    net.linear(1024, classes)
+    return net
+
+
 def count_resnet50_imagenet_stem(classes):
     return count_resnet8(classes, stem=64, blocks=(3, 4, 6, 3), imagenet=True, bottleneck=True)
 
@@ -114,7 +131,10 @@ def count_mobilenetv2_imagenet_stem(classes):
         ("resnet34", count_resnet34),
         ("mobilenetv2", count_mobilenetv2),
         ("resnet18_imagenet_stem", count_resnet18_imagenet_stem),
+        ("resnet34_imagenet_stem", count_resnet34_imagenet_stem),
         ("resnet50_imagenet_stem", count_resnet50_imagenet_stem),
+        ("mobilenetv1", count_mobilenetv1),
+        ("mobilenetv1_relu6", count_mobilenetv1),
         ("mobilenetv2_imagenet_stem", count_mobilenetv2_imagenet_stem),
     ],
 )
@@ -130,6 +150,7 @@ def test_rows_counted_by_formula(name, counted):
     ("name", "parameters"),
     [
         ("resnet18_imagenet_stem", 11_689_512),
+        ("resnet34_imagenet_stem", 21_797_672),
         ("resnet50_imagenet_stem", 25_557_032),
         ("mobilenetv2_imagenet_stem", 3_504_872),
     ],
@@ -138,6 +159,23 @@ def test_sizes_of_torchvision_on_imagenet(name, parameters):
     summary = count.summary(models.create(name, num_classes=1000), (224, 224, 3))
     assert summary.parameters == parameters
     assert summary.final[:2] == (7, 7)
+
+
+# 4.2 million and 569 million in table 8 of the paper; mdistiller's and timm's code have 4,231,976
+@pytest.mark.parametrize("name", ["mobilenetv1", "mobilenetv1_relu6"])
+def test_size_of_mobilenetv1_on_imagenet(name):
+    summary = count.summary(models.create(name, num_classes=1000), (224, 224, 3))
+    assert summary.parameters == count_mobilenetv1(1000).parameters == 4_231_976
+    assert summary.macs == count_mobilenetv1(1000, 224).macs + 1024 * 1000
+    assert round(summary.macs / 1e6) == 569
+    assert summary.features == (
+        (112, 112, 32),
+        (112, 112, 64),
+        (56, 56, 128),
+        (28, 28, 256),
+        (14, 14, 512),
+        (7, 7, 1024),
+    )
 
 
 def test_every_network_has_a_row():
