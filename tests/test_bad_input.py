@@ -147,7 +147,10 @@ def _refused(message, *arguments, workdir=None):
         ("--config.objective.terms.wasserstein.solver=fast", "unknown solver 'fast'; known: ott, unrolled"),
         ("--config.objective.terms.wasserstein.epsilon=big", "objective.terms.wasserstein: .*epsilon = 'big'"),
         ("--config.objective.terms.gradient.wrt=weights", "unknown wrt 'weights'; known: input, features, classifier"),
-        ("--mode=test", "flag --mode=test: value should be one of <train|eval|shapes|print>".replace("|", r"\|")),
+        (
+            "--mode=test",
+            "flag --mode=test: value should be one of <train|eval|export|shapes|print>".replace("|", r"\|"),
+        ),
         ("--sead=3", "Unknown command line flag 'sead'"),
         ("--workdir", "Missing value for flag --workdir"),
         ("resume", "unexpected argument 'resume'; flags begin with --"),

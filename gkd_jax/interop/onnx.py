@@ -39,7 +39,8 @@ def write(served: Served, path: pathlib.Path) -> None:
         model = jax2onnx.to_onnx(function, [images], model_name=served.name, input_names=[INPUT], output_names=[OUTPUT])
         onnx.helper.set_model_props(model, {CLASSES: json.dumps(served.class_names, ensure_ascii=False)})
         onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, str(path))
+        content = model.SerializeToString()
+    path.write_bytes(content)
 
 
 def ask(path: pathlib.Path, images: Images) -> Answer:

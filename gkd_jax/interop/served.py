@@ -4,7 +4,7 @@ Preprocessing is part of it, so that whoever runs it elsewhere cannot get it wro
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,10 +90,3 @@ def serve(
 
     constants = ([float(value) for value in values] for values in (mean, std))
     return Served(name, logits, class_names, image_shape, *map(tuple, constants))
-
-
-def batches(images: Images, size: int) -> Iterator[tuple[Images, int]]:
-    """Yields parts of one size, the last filled up with its first image, and how many of each count."""
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        yield np.concatenate([part, np.repeat(part[:1], size - len(part), 0)]), len(part)

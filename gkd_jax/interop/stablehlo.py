@@ -42,7 +42,8 @@ def write(served: Served, path: pathlib.Path) -> None:
     (count,) = export.symbolic_shape("b")
     with refused("stablehlo", served.name), _no_paths():
         exported = export.export(jax.jit(served.logits), platforms=PLATFORMS)(served.images(count))
-        path.write_bytes(exported.serialize())
+        content = exported.serialize()
+    path.write_bytes(content)
 
 
 @contextmanager

@@ -16,8 +16,13 @@ from gkd_jax.outputs import Outputs
 
 # Dense, grouped and depthwise convolutions, shuffled channels, both kinds of pooling
 QUICK = ["resnet8"]
-SLOW = ["vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2"]
-NETWORKS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+MARKS = {
+    "mobilenetv2_half": pytest.mark.slow,
+    "shufflenetv1": pytest.mark.slow,
+    "shufflenetv2": pytest.mark.exhaustive,
+    "vgg8": pytest.mark.exhaustive,
+}
+NETWORKS = [*QUICK, *(pytest.param(name, marks=mark) for name, mark in MARKS.items())]
 TOLERANCE = 1e-4  # that of test_parity.py
 
 

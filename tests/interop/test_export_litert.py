@@ -18,7 +18,8 @@ from gkd_jax.errors import UserError
 from gkd_jax.interop import answer, litert
 
 # Dense, grouped and depthwise convolutions, shuffled channels, both kinds of pooling
-NETWORKS = ["resnet8", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2"]
+NETWORKS = ["resnet8", "mobilenetv2_half", "shufflenetv1"]
+MORE = ["vgg8", "shufflenetv2"]
 HERE = pathlib.Path(__file__).parent
 LOAD = """
 import json, numpy, sys
@@ -46,14 +47,15 @@ def started(*command, **more):
 
 
 @pytest.fixture(scope="module")
-def said(python):
-    done = started(python, HERE / "litert_case.py", ",".join(NETWORKS))
+def said(python, request):
+    networks = [*NETWORKS, *(MORE if request.config.getoption("--all") else [])]
+    done = started(python, HERE / "litert_case.py", ",".join(networks))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in MORE)])
 def test_networks(name, said):
     single, quantised = said["networks"][name]["float"], said["networks"][name]["int8"]
     assert single["difference"] < 1e-4
