@@ -10,6 +10,7 @@ import jax
 import jaxlib
 
 from gkd_jax.config import cache_folder
+from gkd_jax.processor import cores
 from gkd_jax.reporting.messages import say
 
 # glibc's mallopt, by its number and the environment variable that sets the same: never map a block of its own, never
@@ -43,7 +44,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     settled = options.jax_num_cpu_devices
     if cpu_devices == "auto":
         chosen = "xla_force_host_platform_device_count" in flags or settled >= 0
-        cpu_devices = None if chosen else min(_DEVICES, _cores())
+        cpu_devices = None if chosen else min(_DEVICES, cores())
     if cpu_devices is not None and cpu_devices != settled:
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
@@ -71,11 +72,6 @@ def _without_accelerator() -> bool:
     if chosen:
         return str(chosen).split(",")[0] == "cpu"
     return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
-
-
-def _cores() -> int:
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone knows what this process may use
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _keep_memory() -> None:

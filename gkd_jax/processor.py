@@ -1,4 +1,4 @@
-"""What the machine's processor is called, without asking JAX."""
+"""What the machine's processor is called and how much of it is ours, without asking JAX."""
 
 import os
 import pathlib
@@ -7,7 +7,13 @@ import platform
 
 def processor() -> str:
     """Returns the number of cores and, where Linux tells it, the processor's name."""
-    cores = f"{os.cpu_count()} cores"
+    count = f"{os.cpu_count()} cores"
     file = pathlib.Path("/proc/cpuinfo")
     names = [line for line in file.read_text().splitlines() if line.startswith("model name")] if file.exists() else []
-    return f"{cores} of {names[0].split(':')[1].strip()}" if names else f"{cores}, {platform.machine()}"
+    return f"{count} of {names[0].split(':')[1].strip()}" if names else f"{count}, {platform.machine()}"
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone knows what this process may use
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

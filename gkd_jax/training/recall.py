@@ -23,13 +23,12 @@ from gkd_jax.errors import UserError
 from gkd_jax.objective import Lines
 from gkd_jax.outputs import Batch, Gradient, Outputs
 from gkd_jax.reporting.messages import say
-from gkd_jax.training import checkpoint
 from gkd_jax.training.cache import Cache
 from gkd_jax.training.devices import fetch, put
 from gkd_jax.training.forward import forward, forward_shapes
 from gkd_jax.training.shards import Shards, key
 from gkd_jax.training.tables import TooLarge
-from gkd_jax.training.teacher import Teacher
+from gkd_jax.training.teacher import Teacher, said_by
 from gkd_jax.training.views import STRONG, WEAK, by_view
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
@@ -314,14 +313,8 @@ def _facts(teacher: Teacher, dataset: Dataset, dtype: str, platform: str) -> dic
     """Returns all that the rows depend on."""
     return {
         "format": _FORMAT,
-        "teacher": teacher.finished.config["student"]["model"],
-        "variables": checkpoint.sha256(teacher.finished.variables),
-        "data": dataset.digest,
-        "mean": [float(x) for x in dataset.mean],
-        "std": [float(x) for x in dataset.std],
+        **said_by(teacher, dataset, dtype, platform),
         "pad": dataset.pad,
         "flip": dataset.flip,
-        "computed_in": dtype,
-        "computed_on": platform,  # each rounds in its own way, a GPU to TF32
         "kept_in": "float16",
     }

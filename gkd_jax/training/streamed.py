@@ -18,13 +18,12 @@ from gkd_jax.data.stream import Kept, Share, Specification, Streamed
 from gkd_jax.errors import UserError
 from gkd_jax.outputs import Batch, Model, Outputs, Variables
 from gkd_jax.reporting.messages import say
-from gkd_jax.training import checkpoint
 from gkd_jax.training.devices import mesh as mesh_of
 from gkd_jax.training.devices import put, replicated
 from gkd_jax.training.recall import views_at_once
 from gkd_jax.training.state import STRONG, run_key
 from gkd_jax.training.step import Fixed, MakeBatch, Pixels, Plan
-from gkd_jax.training.teacher import Teacher
+from gkd_jax.training.teacher import Teacher, said_by
 
 _FORMAT = 1  # of what kept views mean
 _ANSWERS = ("ids", "logs", "rest")  # of a kept view
@@ -174,13 +173,7 @@ def kept_for(
         flip=dataset.flip,
         facts={
             "format": _FORMAT,
-            "teacher": teacher.finished.config["student"]["model"],
-            "variables": checkpoint.sha256(teacher.finished.variables),
-            "data": dataset.digest,
-            "mean": [float(x) for x in dataset.mean],
-            "std": [float(x) for x in dataset.std],
-            "computed_in": config["dtype"],
-            "computed_on": jax.default_backend(),
+            **said_by(teacher, dataset, config["dtype"], jax.default_backend()),
         },
     )
     kept = Kept(cache_folder(given["cache_dir"], "teachers") or workdir, specification)

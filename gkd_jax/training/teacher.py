@@ -1,7 +1,7 @@
 """The teacher: a finished network, fitted to a student's run."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from gkd_jax.data import AnyDataset
 from gkd_jax.errors import UserError
 from gkd_jax.models.simkd import Reused
 from gkd_jax.outputs import Model, Norms, Variables
+from gkd_jax.training import checkpoint
 from gkd_jax.training.finished import Finished, load, rebuilt
 from gkd_jax.training.forward import forward_shapes
 
@@ -94,6 +95,26 @@ def prepare(workdir: str | pathlib.Path, name: str, dataset: AnyDataset, dtype: 
     if model.fold is not None:
         model, variables = model.fold(variables)
     return Teacher(model, variables, kernel, bias, finished, norms)
+
+
+def said_by(teacher: Teacher, dataset: AnyDataset, dtype: str, platform: str) -> dict[str, Any]:
+    """Returns what the teacher's outputs on an image depend on, as JSON can hold it; each kind of cache adds its own.
+
+    Args:
+      teacher: whose outputs they are.
+      dataset: of the images.
+      dtype: that it computes in.
+      platform: that it computes on: each rounds in its own way, a GPU to TF32.
+    """
+    return {
+        "teacher": teacher.finished.config["student"]["model"],
+        "variables": checkpoint.sha256(teacher.finished.variables),
+        "data": dataset.digest,
+        "mean": [float(x) for x in dataset.mean],
+        "std": [float(x) for x in dataset.std],
+        "computed_in": dtype,
+        "computed_on": platform,
+    }
 
 
 def leak(dataset: AnyDataset, finished: Finished) -> str | None:

@@ -6,7 +6,6 @@ make every n-th piece. What is made does not depend on either, so a position is 
 
 import gc
 import json
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from gkd_jax.data.stream.kept import Kept
 from gkd_jax.data.stream.pieces import WHOLE, Arrays, Centres, Pieces, Share, Training
 from gkd_jax.data.stream.source import Streamed
 from gkd_jax.errors import UserError
+from gkd_jax.processor import cores
 
 _FORMAT = 1
 _BUFFER = 4  # pieces that wait in each worker
@@ -33,13 +33,8 @@ def workers_of(given: int | str) -> int:
     """
     if given != AUTO:
         return int(given)
-    cores = _cores() - 1
-    return cores if cores > 1 else 0
-
-
-def _cores() -> int:
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone knows what this process may use
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    spare = cores() - 1
+    return spare if spare > 1 else 0
 
 
 class Feed(Iterator[Arrays]):
@@ -97,7 +92,7 @@ class Feed(Iterator[Arrays]):
         grain, first = self._grain, self.step * self._pieces.per_batch
         pieces = grain.MapDataset.source(self._pieces)[first:]
         if not self._workers:
-            threads = max(_cores(), 1)
+            threads = max(cores(), 1)
             return iter(pieces.to_iter_dataset(grain.ReadOptions(threads, max(threads, _BUFFER))))
         made = pieces.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         made = grain.experimental.WithOptionsIterDataset(made, grain.experimental.DatasetOptions(min_shm_size=_SHARED))
