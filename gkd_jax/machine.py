@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jaxlib
 
+from gkd_jax import native
 from gkd_jax.config import cache_folder
 from gkd_jax.processor import cores
 from gkd_jax.reporting.messages import say
@@ -20,7 +21,7 @@ _MALLOPT = {
     "MALLOC_TRIM_THRESHOLD_": (-1, -1),
     "MALLOC_ARENA_MAX": (-8, 1),
 }
-_DEVICES = 2  # of a CPU: more were never measured
+_DEVICES = 2  # of a CPU without kernels of our own: more were never measured
 
 
 def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
@@ -31,7 +32,8 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     set in the environment (`MALLOC_...`, `JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays as it is.
 
     Args:
-      cpu_devices: how many devices the CPU counts as; "auto" for two, if there are two cores, which a run need not use.
+      cpu_devices: how many devices the CPU counts as; "auto" for one if our own kernels (`gkd_jax.native`) are there,
+        which use all cores, else for two, if there are two cores, which a run need not use.
       deterministic: whether a GPU must give the same bits from run to run.
     """
     flags = os.environ.get("XLA_FLAGS", "")
@@ -44,7 +46,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     settled = options.jax_num_cpu_devices
     if cpu_devices == "auto":
         chosen = "xla_force_host_platform_device_count" in flags or settled >= 0
-        cpu_devices = None if chosen else min(_DEVICES, cores())
+        cpu_devices = None if chosen else 1 if native.available() else min(_DEVICES, cores())
     if cpu_devices is not None and cpu_devices != settled:
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)

@@ -8,9 +8,20 @@ import platform
 def processor() -> str:
     """Returns the number of cores and, where Linux tells it, the processor's name."""
     count = f"{os.cpu_count()} cores"
+    name = _told("model name")
+    return f"{count} of {name}" if name else f"{count}, {platform.machine()}"
+
+
+def instructions() -> str:
+    """Returns what tells the processors apart that code compiled for this one runs on."""
+    return f"{platform.machine()} {_told('model name')} {_told('flags') or _told('Features')}"
+
+
+def _told(field: str) -> str:
+    """Returns what Linux says of the first processor, "" if nothing."""
     file = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in file.read_text().splitlines() if line.startswith("model name")] if file.exists() else []
-    return f"{count} of {names[0].split(':')[1].strip()}" if names else f"{count}, {platform.machine()}"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""One convolution in three forms: what is fast differs from backend to backend."""
+"""One convolution in several forms: what is fast differs from backend to backend."""
 
 import functools
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gkd_jax.models.convolution_cpu import convolve_3x3
+from gkd_jax import native
+from gkd_jax.models import convolution_cpu, convolution_native
 
-CONV_FORMS = ("matmul", "cpu", "plain")
+CONV_FORMS = ("matmul", "cpu", "native", "plain")
 _LEAST = 8  # channels of maps: of images, which have fewer, the derivatives that lax.conv brings are the faster ones
 
 
@@ -52,8 +53,10 @@ def convolve(
       `[g, b·h·w, k/g]` by `[g, k/g, o/g]`; depthwise kernels are `depthwise_taps`; everything else is
       `lax.conv_general_dilated`.
     * "cpu": as "matmul", but ungrouped 3x3 kernels with a padding of 1 that read eight channels or more are
-      `convolve_3x3`, at stride 1 and, on maps of even height and width, at stride 2. These raise TypeError in forward
-      mode (`jax.jvp`, `jax.hessian`).
+      `convolution_cpu.convolve_3x3`, at stride 1 and, on maps of even height and width, at stride 2. These raise
+      TypeError in forward mode (`jax.jvp`, `jax.hessian`).
+    * "native": as "cpu", but these convolutions, also of fewer channels, are kernels of our own where the element type
+      is one of `native.TYPES`; for one device, of a CPU, if `native.available()`.
     * "plain": `lax.conv_general_dilated` throughout, which exporters and other runtimes recognise.
     """
     height, width, _, out = kernel.shape
@@ -61,10 +64,12 @@ def convolve(
         return depthwise_taps(x, kernel, stride=stride, padding=padding)
     if form != "plain" and (height, width, padding) == (1, 1, 0):
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], groups)
-    dense = (height, width, padding, groups) == (3, 3, 1, 1) and x.shape[-1] >= _LEAST
     halves = stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0
-    if form == "cpu" and dense and (stride == 1 or halves):
-        return convolve_3x3(x, kernel, stride=stride)
+    if (height, width, padding, groups) == (3, 3, 1, 1) and (stride == 1 or halves):
+        if form == "native" and x.dtype.name in native.TYPES:
+            return convolution_native.convolve_3x3(x, kernel, stride=stride)
+        if form in ("cpu", "native") and x.shape[-1] >= _LEAST:
+            return convolution_cpu.convolve_3x3(x, kernel, stride=stride)
     return lax.conv_general_dilated(
         x,
         kernel,

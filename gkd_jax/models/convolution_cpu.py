@@ -4,51 +4,30 @@ There the derivatives that `lax.conv_general_dilated` brings are slow: the weigh
 window as large as the image, the input gradient one with a reversed kernel, and both leave the fast library that
 forward convolutions and matrix products run in. So here they are written as forward convolutions and products; but for
 the weight gradients of few channels, where that was measured to be slower and the library's own are kept.
-
-A convolution, its input gradient and its weight gradient are the three faces of one trilinear form,
-`<conv(x, w), dy> = <x, input_gradient(dy, w)> = <w, weight_gradient(x, dy)>`, so the derivatives of each are the other
-two. Each says so, and the set is closed: reverse gradients of any order stay in it.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from gkd_jax.models.trilinear import closed
+
 Images = Float[Array, "b h w c"]
 Halves = Float[Array, "b i j k"]  # as large as the images where the stride is 1, else half as high and wide
 Kernel = Float[Array, "3 3 c k"]
-_Residuals = tuple[Array, Array]
 
 # Up to so many channels the copies of an outer product cost more than a convolution with a large window. That holds for
 # a device with one thread, as two devices on two cores are; and outside of loops, where such windows are slow.
 _FEW = 32
 
 
-# A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
-@functools.partial(jax.jit, static_argnames="stride")
-def convolve_3x3(x: Images, kernel: Kernel, *, stride: int) -> Halves:
-    """Returns `y[b,i,j,k] = Σ_{p,q,c} x[b, stride·i+p-1, stride·j+q-1, c] · kernel[p,q,c,k]`, zero beyond the edges.
-
-    Values and reverse-mode gradients of every order are those of `lax.conv_general_dilated` with a padding of 1, up to
-    rounding. Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises TypeError.
-
-    Args:
-      x: the images.
-      kernel: HWIO, of the same type as the images.
-      stride: 1 or 2, in both directions; for 2, height and width must be even.
-    """
-    return _convolution(stride, x, kernel)
-
-
 def _convolve(x: Array, kernel: Array, stride: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(stride: int, x: Images, kernel: Kernel) -> Halves:
     channels, out = kernel.shape[2:]
     if stride == 1 and x.shape[2] % 2 == 0 and max(channels, out) <= 16 and min(channels, out) >= 8:
@@ -59,7 +38,6 @@ def _convolution(stride: int, x: Images, kernel: Kernel) -> Halves:
     return _convolve(x, kernel, (stride, stride), ((1, 1), (1, 1)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(stride: int, dy: Halves, kernel: Kernel) -> Images:
     if stride == 1:
         return _convolution(1, dy, kernel[::-1, ::-1].swapaxes(2, 3))
@@ -74,7 +52,6 @@ def _input_gradient(stride: int, dy: Halves, kernel: Kernel) -> Images:
     return jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, kernel.shape[3])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weight_gradient(stride: int, x: Images, dy: Halves) -> Kernel:
     # So that BatchNorm and ReLU are not computed again in each of the copies; jaxlib 0.10.2 drops it before it fuses.
     x, dy = lax.optimization_barrier((x, dy))
@@ -107,19 +84,20 @@ def _product(x: Float[Array, "b h w m"], dy: Float[Array, "b h w n"]) -> Float[A
     return lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=wide).astype(x.dtype)
 
 
-def _keep(function: Callable[..., Array]) -> Callable[..., tuple[Array, _Residuals]]:
-    return lambda stride, one, other: (function(stride, one, other), (one, other))
+_closed = closed(_convolution, _input_gradient, _weight_gradient)
 
 
-_convolution.defvjp(
-    _keep(_convolution),
-    lambda stride, kept, dy: (_input_gradient(stride, dy, kept[1]), _weight_gradient(stride, kept[0], dy)),
-)
-_input_gradient.defvjp(
-    _keep(_input_gradient),
-    lambda stride, kept, dx: (_convolution(stride, dx, kept[1]), _weight_gradient(stride, dx, kept[0])),
-)
-_weight_gradient.defvjp(
-    _keep(_weight_gradient),
-    lambda stride, kept, dk: (_input_gradient(stride, kept[1], dk), _convolution(stride, kept[0], dk)),
-)
+# A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
+@functools.partial(jax.jit, static_argnames="stride")
+def convolve_3x3(x: Images, kernel: Kernel, *, stride: int) -> Halves:
+    """Returns `y[b,i,j,k] = Σ_{p,q,c} x[b, stride·i+p-1, stride·j+q-1, c] · kernel[p,q,c,k]`, zero beyond the edges.
+
+    Values and reverse-mode gradients of every order are those of `lax.conv_general_dilated` with a padding of 1, up to
+    rounding. Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises TypeError.
+
+    Args:
+      x: the images.
+      kernel: HWIO, of the same type as the images.
+      stride: 1 or 2, in both directions; for 2, height and width must be even.
+    """
+    return _closed(stride, x, kernel)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from gkd_jax import registry
+from gkd_jax import native, registry
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.models.adapter import linen
 from gkd_jax.models.convolution import CONV_FORMS
@@ -53,12 +54,13 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str =
       name: one of `names()`.
       num_classes: c, the length of the logits.
       dtype: of activations, float32 or bfloat16; parameters, statistics and logits are float32 in either case.
-      conv: form of the convolutions, "matmul", "cpu" or "plain" (`convolution.convolve`), with the same variables;
-        resolve it from the platform that will run the network with `conv_form`. Forward mode (`jax.jvp`,
-        `jax.hessian`) is for the other two: through "cpu" it raises TypeError.
+      conv: form of the convolutions, "matmul", "cpu", "native" or "plain" (`convolution.convolve`), with the same
+        variables; resolve it from the platform that will run the network with `conv_form`. Forward mode (`jax.jvp`,
+        `jax.hessian`) is for "matmul" and "plain": through the other two it raises TypeError.
 
     Raises:
-      UserError: if no network has that name, there are fewer than two classes, or dtype or form is not one of these.
+      UserError: if no network has that name, there are fewer than two classes, dtype or form is not one of these, or
+        the form is "native" on a machine that cannot compile it.
     """
     if name not in _BUILDS:
         raise unknown("model", name, _BUILDS)
@@ -66,6 +68,8 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str =
         raise UserError(f"num_classes of model {name!r} is {num_classes}; it must be 2 or more")
     if conv not in CONV_FORMS:
         raise unknown("convolution form", conv, CONV_FORMS)
+    if conv == "native" and not native.available():
+        raise UserError("convolution form 'native' needs a C++ compiler, and GKD_JAX_NATIVE not to be off")
     try:
         known = jnp.dtype(dtype).name in _DTYPES
     except TypeError:
@@ -83,9 +87,13 @@ def conv_form(platform: str) -> str:
     host must not get the CPU's form. So the caller says which, before tracing. Exports do not ask: they use "plain",
     which other runtimes recognise.
 
+    On a CPU it is "native" where `gkd_jax.native` is available and JAX has a single CPU device, else "cpu".
+
     Raises:
       UserError: if the platform is none of these.
     """
     if platform not in _FORM_BY_PLATFORM:
         raise unknown("platform", platform, _FORM_BY_PLATFORM)
+    if platform == "cpu" and jax.device_count("cpu") == 1 and native.available():
+        return "native"
     return _FORM_BY_PLATFORM[platform]

@@ -84,8 +84,13 @@ def faster_alone(devices: Sequence[jax.Device], student: Model, image_shape: tup
     return len(devices) > 1 and devices[0].platform == "cpu" and mostly_pointwise(student, image_shape)
 
 
-def compiled_alone(lowered: Any) -> Any:
-    """Returns the compiled step of a `faster_alone` student, with its sums fused if jaxlib can be told."""
+def fuses_sums(devices: Sequence[jax.Device], student: Model, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether the student's step should be compiled by `with_fused_sums`: a mostly pointwise one on one CPU."""
+    return len(devices) == 1 and devices[0].platform == "cpu" and mostly_pointwise(student, image_shape)
+
+
+def with_fused_sums(lowered: Any) -> Any:
+    """Returns the compiled step, with its sums fused with what is summed if jaxlib can be told."""
     try:
         return lowered.compile(compiler_options=_FUSED_SUMS)
     except jax.errors.JaxRuntimeError as error:

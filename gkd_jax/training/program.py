@@ -25,13 +25,14 @@ from gkd_jax.reporting.messages import say
 from gkd_jax.training import chunks, finished, members, optimizer
 from gkd_jax.training.batches import Batches
 from gkd_jax.training.devices import (
-    compiled_alone,
     evenly,
     faster_alone,
+    fuses_sums,
     mesh,
     one_program_at_a_time,
     put,
     replicated,
+    with_fused_sums,
 )
 from gkd_jax.training.held import HeldBatches
 from gkd_jax.training.recall import OfNoUse, Recall, unheld
@@ -116,6 +117,7 @@ class Program:
         apart = groups(len(self.seeds), len(devices)) if self.strategy == "shard" else 1
         check_shared(config)
         self.devices = devices[: apart * evenly(config["batch_size"], len(devices) // apart)]
+        self.fuses_sums = fuses_sums(self.devices, self.networks.student, dataset.image_shape)
         self.waits = one_program_at_a_time(self.devices)
         self.mesh = mesh(self.devices, apart)
         self.replicated = replicated(self.mesh)
@@ -315,7 +317,7 @@ class Program:
         names = ("chunk",) if count > 1 else tuple(objective.active(self.lines, step))
         if names not in self._compiled:
             lowered = self.jitted_step_at(step, count).lower(state, self.shapes(plan), fixed)
-            self._compiled[names] = compiled_alone(lowered) if self.faster_alone else lowered.compile()
+            self._compiled[names] = with_fused_sums(lowered) if self.fuses_sums else lowered.compile()
         return self._compiled[names]
 
     def jitted_step_at(self, step: int, count: int = 1) -> Any:
