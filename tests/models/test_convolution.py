@@ -8,7 +8,11 @@ import numpy_nets
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from gkd_jax import native
 from gkd_jax.models.convolution import CONV_FORMS, convolve, depthwise_taps
+
+needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+NATIVE = pytest.param("native", marks=needs_native)
 
 # Kernel side, channels in, channels out, groups: pointwise, depthwise, dense.
 KERNELS = {
@@ -58,11 +62,11 @@ def plain(x, kernel, stride, groups=1):
     )
 
 
-def jaxpr(x, kernel, **options):
-    return str(jax.make_jaxpr(functools.partial(convolve, form="cpu", **options))(x, kernel))
+def jaxpr(x, kernel, form="cpu", **options):
+    return str(jax.make_jaxpr(functools.partial(convolve, form=form, **options))(x, kernel))
 
 
-@pytest.mark.parametrize("form", CONV_FORMS)
+@pytest.mark.parametrize("form", [NATIVE if form == "native" else form for form in CONV_FORMS])
 @pytest.mark.parametrize(("kind", "stride"), [*itertools.product(KERNELS, (1, 2))])
 def test_convolution_equals_sliding_the_kernel(x64, form, kind, stride):
     for side in (5, 6):  # strides meet an odd and an even side differently
@@ -109,16 +113,89 @@ def test_derivatives_of_dense_convolutions(x64, height, width, channels, out, st
     check_derivatives(x, kernel, stride, 1, "cpu")
 
 
+# Of the kernels of our own: tiles of every width, images of more rows than stay in the first-level cache, channels that
+# fill vectors, pairs of them and several parts of a kernel, or do not.
+TILES = [
+    (7, 5, 3, 16, 1),
+    (1, 1, 9, 7, 1),
+    (40, 34, 16, 8, 1),
+    (3, 4, 72, 24, 1),
+    (2, 3, 24, 40, 1),
+    (2, 2, 16, 16, 2),
+    (36, 32, 8, 16, 2),
+    (6, 2, 40, 72, 2),
+]
+
+
+@needs_native
+@pytest.mark.parametrize(("height", "width", "channels", "out", "stride"), TILES)
+def test_derivatives_of_kernels_of_our_own(x64, height, width, channels, out, stride):
+    x, kernel = of_size(height, width, (3, 3, channels, out))
+    assert "conv_general_dilated" not in jaxpr(x, kernel, "native", stride=stride, padding=1)
+    check_derivatives(x, kernel, stride, 1, "native")
+
+
+FORMS = ["cpu", NATIVE]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_third_derivatives(x64, stride):
-    check_derivatives(*of_size(2, 4, (3, 3, 8, 9)), stride, 1, "cpu", orders=3)
+def test_third_derivatives(x64, stride, form):
+    check_derivatives(*of_size(2, 4, (3, 3, 8, 9)), stride, 1, form, orders=3)
 
 
+def small_batches(x, kernel):
+    """Returns value and gradients of batches of 1, 2, 7 and 67 images, which threads share in pieces."""
+
+    def loss(x, k):
+        return jnp.sum(jnp.sin(convolve(x, k, padding=1, form="native")))
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return [gradient(x[:n], kernel) for n in (1, 2, 7, 67)]
+
+
+@needs_native
+def test_every_image_of_a_batch_counts(x64, key):
+    x, kernel = jax.random.normal(key, (67, 5, 6, 8), jnp.float64), jax.random.normal(key, (3, 3, 8, 16), jnp.float64)
+    for n, ours in zip((1, 2, 7, 67), small_batches(x, kernel), strict=True):
+        theirs = jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(plain(x, k, 1))), (0, 1))(x[:n], kernel)
+        equal(ours, theirs, 1e-12)
+
+
+@needs_native
+def test_the_same_bits_from_run_to_run(key):
+    x, kernel = jax.random.normal(key, (67, 9, 8, 8)), jax.random.normal(key, (3, 3, 8, 16))
+    first = small_batches(x, kernel)
+    for _ in range(10):
+        jax.tree.map(np.testing.assert_array_equal, small_batches(x, kernel), first)
+
+
+@needs_native
+@pytest.mark.parametrize("stride", [1, 2])
+def test_kernels_of_our_own_in_single_precision(key, stride):
+    keys = jax.random.split(key, 3)
+    for channels, out in ((16, 16), (64, 32), (3, 24)):
+        x, kernel = jax.random.normal(keys[0], (4, 12, 8, channels)), jax.random.normal(keys[1], (3, 3, channels, out))
+        dy = jax.random.normal(keys[2], (4, 12 // stride, 8 // stride, out))
+
+        def pulled(form, x=x, kernel=kernel, dy=dy):
+            y, pull = jax.vjp(lambda *a: convolve(*a, stride=stride, padding=1, form=form), x, kernel)
+            return y, *pull(dy)
+
+        equal(jax.jit(pulled, static_argnums=0)("native"), jax.jit(pulled, static_argnums=0)("plain"), 1e-5)
+
+
+@needs_native
+def test_other_types_have_the_form_of_a_cpu(key):
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in of_size(4, 4, (3, 3, 8, 8)))
+    assert "ffi_call" not in jaxpr(x, kernel, "native", padding=1)
+    assert "ffi_call" in jaxpr(x.astype(jnp.float32), kernel.astype(jnp.float32), "native", padding=1)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("side", "kernel_shape", "options"),
     [
-        ((4, 4), (3, 3, 3, 8), {"stride": 1, "padding": 1}),  # of images
-        ((4, 4), (3, 3, 7, 8), {"stride": 2, "padding": 1}),
         ((4, 5), (3, 3, 8, 8), {"stride": 2, "padding": 1}),
         ((5, 4), (3, 3, 8, 8), {"stride": 2, "padding": 1}),
         ((6, 6), (3, 3, 8, 8), {"stride": 3, "padding": 1}),
@@ -129,11 +206,16 @@ def test_third_derivatives(x64, stride):
         ((4, 4), (3, 1, 8, 8), {"stride": 1, "padding": 1}),
     ],
 )
-def test_other_convolutions_are_plain(side, kernel_shape, options):
+def test_other_convolutions_are_plain(side, kernel_shape, options, form):
     x, kernel = of_size(*side, kernel_shape, options.get("groups", 1))
-    text = jaxpr(x, kernel, **options)
+    text = jaxpr(x, kernel, form, **options)
     assert "convolve_3x3" not in text
     assert "conv_general_dilated[" in text
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (7, 2)])
+def test_convolutions_of_few_channels_are_plain(channels, stride):
+    assert "convolve_3x3" not in jaxpr(*of_size(4, 4, (3, 3, channels, 8)), stride=stride, padding=1)
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "depthwise", "grouped"])
@@ -198,15 +280,16 @@ def equal(ours, theirs, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kernels_too", [False, True])
-def test_mapped_over(x64, key, kernels_too):
+def test_mapped_over(x64, key, kernels_too, form):
     x, kernels = network(key, 6)
     x = x.reshape(2, 3, *x.shape[1:])
     stacked = [jnp.stack([k, 2 * k[::-1]]) for k in kernels] if kernels_too else kernels
 
     @jax.jit
     def both(x, kernels):
-        ours = jax.vmap(jax.value_and_grad(functools.partial(loss, "cpu"), (0, 1)), (0, 0 if kernels_too else None))
+        ours = jax.vmap(jax.value_and_grad(functools.partial(loss, form), (0, 1)), (0, 0 if kernels_too else None))
         theirs = [
             jax.value_and_grad(functools.partial(loss, "plain"), (0, 1))(
                 x[i], [k[i] for k in kernels] if kernels_too else kernels
@@ -218,7 +301,8 @@ def test_mapped_over(x64, key, kernels_too):
     equal(*both(x, stacked), 1e-12)
 
 
-def test_in_a_loop_of_steps(x64, key):
+@pytest.mark.parametrize("form", FORMS)
+def test_in_a_loop_of_steps(x64, key, form):
     x, kernels = network(key)
 
     def descend(form, kernels):
@@ -227,7 +311,7 @@ def test_in_a_loop_of_steps(x64, key):
 
     @jax.jit
     def in_a_loop(kernels):
-        return jax.lax.scan(lambda kernels, _: descend("cpu", kernels), kernels, length=3)
+        return jax.lax.scan(lambda kernels, _: descend(form, kernels), kernels, length=3)
 
     step, losses, one_by_one = jax.jit(functools.partial(descend, "plain")), [], kernels
     for _ in range(3):
@@ -248,7 +332,8 @@ def test_a_batch_on_two_devices(key):
     equal(ours, jax.jit(jax.value_and_grad(functools.partial(loss, "plain"), 1))(x, kernels), 1e-5)
 
 
-def test_forward_mode_is_refused(key):
+@pytest.mark.parametrize("form", FORMS)
+def test_forward_mode_is_refused(key, form):
     x, kernels = network(key)
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: loss("cpu", x, kernels), (x,), (x,))
+        jax.jvp(lambda x: loss(form, x, kernels), (x,), (x,))

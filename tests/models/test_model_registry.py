@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gkd_jax import models
+from gkd_jax import models, native
 from gkd_jax.errors import UserError
 from gkd_jax.models import registry
 from gkd_jax.models.convolution import CONV_FORMS
 from gkd_jax.outputs import Model, Outputs
+
+FORMS = [form for form in CONV_FORMS if form != "native" or native.available()]
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +42,28 @@ def test_refusals(field, value, message):
 
 
 def test_forms_of_convolution_by_platform():
-    assert models.conv_form("cpu") == "cpu"
+    assert models.conv_form("cpu") == "cpu"  # of two devices
     for platform in ("gpu", "cuda", "rocm", "tpu"):
         assert models.conv_form(platform) == "matmul"
     with pytest.raises(UserError, match="unknown platform 'gpuu'"):
         models.conv_form("gpuu")
 
 
+def test_kernels_of_our_own_are_for_a_single_device_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda backend: 1)
+    monkeypatch.setattr(native, "available", lambda: True)
+    assert models.conv_form("cpu") == "native"
+    assert models.conv_form("tpu") == "matmul"
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert models.conv_form("cpu") == "cpu"
+    with pytest.raises(UserError, match="form 'native' needs a C\\+\\+ compiler, and GKD_JAX_NATIVE not to be off"):
+        models.create("resnet8", num_classes=10, conv="native")
+
+
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2_half", "shufflenetv1", "vgg8"])
 def test_forms_share_variables(name, key):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    forms = [models.create(name, num_classes=10, conv=conv) for conv in CONV_FORMS]
+    forms = [models.create(name, num_classes=10, conv=conv) for conv in FORMS]
     one, *others = (jax.eval_shape(model.init, key, images) for model in forms)
     assert all(other == one for other in others)
 

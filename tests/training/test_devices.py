@@ -30,7 +30,7 @@ def _lowered():
 
 def test_sums_are_fused_with_what_is_summed():
     lowered, x = _lowered()
-    compiled = devices.compiled_alone(lowered)
+    compiled = devices.with_fused_sums(lowered)
     assert "ynn" not in compiled.as_text()
     np.testing.assert_allclose(compiled(x), np.sum(np.asarray(x) * np.roll(x, 1, 2), (0, 1)), rtol=1e-6)
 
@@ -38,7 +38,7 @@ def test_sums_are_fused_with_what_is_summed():
 def test_an_older_jaxlib_compiles_as_it_can(monkeypatch):
     monkeypatch.setattr(devices, "_FUSED_SUMS", {"xla_no_such_option": "1"})
     lowered, x = _lowered()
-    np.testing.assert_array_equal(devices.compiled_alone(lowered)(x), lowered.compile()(x))
+    np.testing.assert_array_equal(devices.with_fused_sums(lowered)(x), lowered.compile()(x))
 
 
 def test_what_else_goes_wrong_is_raised():
@@ -47,4 +47,4 @@ def test_what_else_goes_wrong_is_raised():
             raise jax.errors.JaxRuntimeError("out of memory")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
-        devices.compiled_alone(Refusing())
+        devices.with_fused_sums(Refusing())
