@@ -58,7 +58,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--solver", default="unrolled", choices=("ott", "unrolled"), help="of Sinkhorn, on our side")
     parser.add_argument("--student_only", action="store_true", help="give the teacher's outputs to both sides")
     parser.add_argument("--peer", default="torch", choices=("torch", "none"))
-    parser.add_argument("--settings", default="all", choices=("all", "field"), help="of the peer: all, or the field's")
+    parser.add_argument(
+        "--settings",
+        default="all",
+        choices=("all", "float32", "field"),
+        help="of the peer: all; those in float32, for processors that emulate bfloat16; or the field's",
+    )
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="on our side")
     parser.add_argument("--repeats", type=int, default=7, help="windows of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a window")
@@ -80,7 +85,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     ours = Worker("experiments.bench.ours", setup | {"images": images}, given.batch * given.seeds)
     peers = {}
     for name, setting in SETTINGS.items() if given.peer == "torch" else ():
-        if given.settings == "all" or name in FIELD:
+        if name in FIELD or given.settings == "all" or (given.settings == "float32" and "autocast" not in setting):
             sys.stderr.write(f"starting PyTorch, {name}\n")
             peers[name] = Worker("experiments.torch_peer.worker", setup | {"setting": setting}, given.batch)
     sys.stderr.write("measuring\n")

@@ -104,7 +104,7 @@ def default() -> ConfigDict:
     config.deterministic = False  # on GPU: slower, and bit-equal from run to run
     config.checkpoint_every = 1  # epochs
     config.steps_per_call = placeholder("auto")  # steps a program: some hundred on accelerators, 1 on CPU
-    config.cpu_devices = placeholder("auto")  # to share a batch among; two, if there are two cores and it pays
+    config.cpu_devices = placeholder("auto")  # to share a batch among; see machine.prepare
     config.compilation_cache = "auto"  # a folder of the user's cache on accelerators, none on CPU; "off"; or a path
     config.tensorboard = True
     config.plots = True

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from gkd_jax import native
+from gkd_jax import hosts, native
 from gkd_jax.config import cache_folder
 from gkd_jax.processor import cores
 from gkd_jax.reporting.messages import say
@@ -33,7 +33,8 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
 
     Args:
       cpu_devices: how many devices the CPU counts as; "auto" for one if our own kernels (`gkd_jax.native`) are there,
-        which use all cores, else for two, if there are two cores, which a run need not use.
+        which use all cores, and no other process has a part in this run, else for two, if there are two cores, which a
+        run need not use.
       deterministic: whether a GPU must give the same bits from run to run.
     """
     flags = os.environ.get("XLA_FLAGS", "")
@@ -46,11 +47,13 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     settled = options.jax_num_cpu_devices
     if cpu_devices == "auto":
         chosen = "xla_force_host_platform_device_count" in flags or settled >= 0
-        cpu_devices = None if chosen else 1 if native.available() else min(_DEVICES, cores())
+        cpu_devices = None if chosen else 1 if not hosts.several() and native.available() else min(_DEVICES, cores())
     if cpu_devices is not None and cpu_devices != settled:
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
         except RuntimeError:  # in a notebook, say
+            if cpu_devices == len(jax.devices()):
+                return
             say(f"cpu_devices={cpu_devices} has no effect, since JAX has started with {len(jax.devices())}")
 
 

@@ -7,7 +7,7 @@
 from gkd_jax.models import count
 from gkd_jax.models.adapter import linen
 from gkd_jax.models.layers import BatchNorm, Compute, Conv, ConvNorm, Taps, classify
-from gkd_jax.models.registry import conv_form, create, names, register
+from gkd_jax.models.registry import conv_form, create, fixed_form, names, register
 
 # Each of these registers its networks.
 from gkd_jax.models import mobilenet, mobilenet_v1, resnet, resnet_imagenet, shufflenet, vgg, wide_resnet  # isort: skip
@@ -22,6 +22,7 @@ __all__ = [
     "conv_form",
     "count",
     "create",
+    "fixed_form",
     "linen",
     "mobilenet",
     "mobilenet_v1",

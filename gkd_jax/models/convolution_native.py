@@ -39,6 +39,8 @@ def _padded(x: Array, axis: int) -> Array:
 
 def _call(name: str, stride: int, one: Array, other: Array, shape: tuple[int, int, int], channels: int) -> Array:
     """Returns what the foreign function `name` gives, [*shape, channels]."""
+    if 0 in (*one.shape, *other.shape):
+        return jnp.zeros((*shape, channels), one.dtype)
     result = jax.ShapeDtypeStruct((*shape, channels + -channels % _VECTOR), one.dtype)
     function = jax.ffi.ffi_call(f"gkd_{name}_{one.dtype.name}", result, vmap_method="sequential")
     return function(one, other, stride=np.int64(stride))[..., :channels]
@@ -50,5 +52,11 @@ _closed = closed(_convolution, _input_gradient, _weight_gradient)
 # A jit of its own, of the same name as the other: equal shapes are traced once, and `count.macs` knows both by it.
 @functools.partial(jax.jit, static_argnames="stride")
 def convolve_3x3(x: Images, kernel: Kernel, *, stride: int) -> Halves:
-    """Returns what `convolution_cpu.convolve_3x3` does, of arrays of a type in `native.TYPES`."""
+    """Returns what `convolution_cpu.convolve_3x3` does, of arrays of a type in `native.TYPES`.
+
+    Raises:
+      TypeError: if channels, element types or, at stride 2, sides do not fit.
+    """
+    if x.shape[3] != kernel.shape[2] or x.dtype != kernel.dtype or x.shape[1] % stride or x.shape[2] % stride:
+        raise TypeError(f"images {x.dtype}{x.shape} and kernel {kernel.dtype}{kernel.shape} at stride {stride}")
     return _closed(stride, x, kernel)

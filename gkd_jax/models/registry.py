@@ -1,6 +1,7 @@
 """Networks by name."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ Build = Callable[[int, Any, str], nn.Module | Model]
 _BUILDS: dict[str, Build] = {}
 _DTYPES = ("float32", "bfloat16")
 _FORM_BY_PLATFORM = {"cpu": "cpu", "gpu": "matmul", "cuda": "matmul", "rocm": "matmul", "tpu": "matmul"}
+_fixed: list[str] = []
 
 
 def register(name: str) -> Callable[[Build], Build]:
@@ -87,13 +89,27 @@ def conv_form(platform: str) -> str:
     host must not get the CPU's form. So the caller says which, before tracing. Exports do not ask: they use "plain",
     which other runtimes recognise.
 
-    On a CPU it is "native" where `gkd_jax.native` is available and JAX has a single CPU device, else "cpu".
+    On a CPU it is "native" where `gkd_jax.native` is available, which may compile it, and JAX has a single CPU device,
+    else "cpu"; to know that, JAX's backends are started. A network in the form "native" runs on this machine alone:
+    make what is to be lowered for another platform or exported in another form.
 
     Raises:
       UserError: if the platform is none of these.
     """
+    if _fixed:
+        return _fixed[-1]
     if platform not in _FORM_BY_PLATFORM:
         raise unknown("platform", platform, _FORM_BY_PLATFORM)
     if platform == "cpu" and jax.device_count("cpu") == 1 and native.available():
         return "native"
     return _FORM_BY_PLATFORM[platform]
+
+
+@contextlib.contextmanager
+def fixed_form(form: str) -> Iterator[None]:
+    """Has `conv_form` return `form` for a while: "plain", say, for a program whose work is to be counted, not run."""
+    _fixed.append(form)
+    try:
+        yield
+    finally:
+        _fixed.pop()

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
 
 import jax
 import jaxlib
@@ -30,83 +30,92 @@ SOURCE = pathlib.Path(__file__).with_name("convolution.cc")
 TYPES = ("float32", "float64")
 _FUNCTIONS = ("gkd_convolution", "gkd_input_gradient", "gkd_weight_gradient")
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
+_FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",))  # the second where a compiler for ARM lacks the first
 _PATIENCE = 300  # seconds that a compiler may take; GCC 12 takes 8
 
-_switched_off = False
+_one_at_a_time = threading.RLock()
 
 
 def available() -> bool:
     """Returns whether the foreign functions are there to be called; the first call may compile them."""
-    return not _switched_off and os.environ.get(SWITCH, "").lower() not in ("off", "0", "false") and _loaded()
-
-
-@contextlib.contextmanager
-def switched_off() -> Iterator[None]:
-    """Has `available` say no for a while, so that networks are made as on a machine without a compiler."""
-    global _switched_off
-    before, _switched_off = _switched_off, True
-    try:
-        yield
-    finally:
-        _switched_off = before
+    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "false") and _loaded()
 
 
 @functools.cache
 def _loaded() -> bool:
-    try:
-        path = _built()
-        library = ctypes.CDLL(str(path))
-        for name in _FUNCTIONS:
-            for dtype in TYPES:
-                function = getattr(library, f"{name}_{dtype}")
-                jax.ffi.register_ffi_target(f"{name}_{dtype}", jax.ffi.pycapsule(function), platform="cpu")
-    except _NotBuilt as error:
-        say(f"convolutions on this CPU take twice as long as they could: {error}")
-        return False
-    except (OSError, AttributeError) as error:
-        say(f"convolutions on this CPU take twice as long as they could: {path} cannot be loaded ({error})")
-        return False
+    with _one_at_a_time:
+        try:
+            _register(_library())
+        except _NotBuilt as error:
+            say(f"convolutions on this CPU take twice as long as they could: {error}")
+            return False
     return True
+
+
+def _register(library: ctypes.CDLL) -> None:
+    for name in _FUNCTIONS:
+        for dtype in TYPES:
+            function = getattr(library, f"{name}_{dtype}")
+            jax.ffi.register_ffi_target(f"{name}_{dtype}", jax.ffi.pycapsule(function), platform="cpu")
 
 
 class _NotBuilt(Exception):
     """Why there is no library."""
 
 
-def _built() -> pathlib.Path:
-    """Returns the library, compiled if it is not there.
+def _library() -> ctypes.CDLL:
+    """Returns the library, compiled if it is not there or cannot be loaded.
 
     Raises:
       _NotBuilt: if there is no compiler, it fails, or nothing can be written.
     """
     compiler = _compiler()
-    source = SOURCE.read_bytes()
-    depends = (source, _version(compiler), instructions(), jaxlib.__version__, _FLAGS)
-    name = hashlib.sha256(repr(depends).encode()).hexdigest()[:20]
-    folder = cache_folder("auto", "native")
-    assert folder is not None
-    path = folder / f"convolution-{name}.so"
-    if path.exists():
-        return path
-    say(f"compiles its CPU kernels with {compiler[0]}, once on this machine")
     try:
+        depends = (SOURCE.read_bytes(), _version(compiler), instructions(), jaxlib.__version__, _FLAGS)
+        name = hashlib.sha256(repr(depends).encode()).hexdigest()[:20]
+        folder = cache_folder("auto", "native")
+        assert folder is not None
+        path = folder / f"convolution-{name}.so"
+        if path.exists():
+            with contextlib.suppress(_NotBuilt):  # damaged
+                return _open(path)
+        say(f"compiles its CPU kernels with {compiler[0]}, once on this machine")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             made = pathlib.Path(beside) / path.name
-            found = _run([*compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)])
-            if found.returncode != 0:
-                why = (found.stderr.strip().splitlines() or [f"exit status {found.returncode}"])[0]
-                raise _NotBuilt(f"{compiler[0]} cannot compile {SOURCE.name} ({why})")
+            _compile(compiler, made)
+            library = _open(made)
             made.replace(path)  # at once: another process may make the same
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        raise _NotBuilt(f"their library cannot be kept ({error})") from error
+    return library
+
+
+def _open(path: pathlib.Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
     except OSError as error:
-        raise _NotBuilt(f"{folder} cannot be written ({error.strerror or error})") from error
-    return path
+        raise _NotBuilt(f"{path} cannot be loaded ({error})") from error
+
+
+def _compile(compiler: list[str], path: pathlib.Path) -> None:
+    include = ("-isystem", jax.ffi.include_dir())
+    for processor in _FOR_THIS_PROCESSOR:
+        found = _run([*compiler, *_FLAGS, *processor, *include, str(SOURCE), "-o", str(path)])
+        if found.returncode == 0:
+            return
+    said = found.stderr.strip().splitlines()
+    why = next((line for line in said if "error" in line), said[0] if said else f"exit status {found.returncode}")
+    raise _NotBuilt(f"{compiler[0]} cannot compile {SOURCE.name} ({why})")
 
 
 def _compiler() -> list[str]:
     named = os.environ.get("CXX")
-    candidates = [shlex.split(named)] if named else [[name] for name in _COMPILERS]
+    try:
+        candidates = [shlex.split(named)] if named else [[name] for name in _COMPILERS]
+    except ValueError as error:
+        raise _NotBuilt(f"CXX={named} is no command ({error})") from error
     for candidate in candidates:
         if candidate and shutil.which(candidate[0]):
             return candidate
@@ -120,6 +129,6 @@ def _version(compiler: list[str]) -> str:
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _NotBuilt(f"{command[0]} does not run ({error})") from error

@@ -4,17 +4,20 @@
 // All three are direct: a tile of results stays in registers while a loop runs over what it sums, so each turn of that
 // loop is one multiply-add for every register, a few broadcasts and a vector or two from memory. A tile is
 // `places x vectors of channels` for the convolution and its input gradient, `input channels x vectors of channels` for
-// the weight gradient. Images are copied one at a time into a zero-padded block that fits the second-level cache, so no
-// loop asks where the edges are. Threads take pieces of the batch from a counter. Results do not depend on which thread
-// took what: the same bits come from run to run.
+// the weight gradient. Images are copied one at a time into a zero-padded block, which fits the second-level cache for
+// maps as small as CIFAR's, so no loop asks where the edges are. Threads take pieces of the batch from a counter. Results
+// depend neither on which thread took what nor on the number of threads.
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,10 +28,14 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-#ifdef __AVX512F__
+#if defined(GKD_VECTOR_BYTES)
+constexpr int kVectorBytes = GKD_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-#else
+#elif defined(__AVX__)
 constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
 #endif
 
 // Results in registers: eight multiply-adds hide the latency of one on processors that start two a cycle.
@@ -40,9 +47,12 @@ constexpr int kVectors = 2;
 constexpr std::ptrdiff_t kNearImageBytes = 24 * 1024;
 constexpr std::ptrdiff_t kNearKernelBytes = 18 * 1024;
 
-// Pieces of a batch for each thread; those of a weight gradient have sums of their own, which have to be added up.
-constexpr std::int64_t kPiecesOfImages = 8;
-constexpr std::int64_t kPiecesOfSums = 2;
+// Pieces of a batch. Those of a weight gradient have sums of their own, which have to be added up: the wider the kernel,
+// the fewer.
+constexpr std::ptrdiff_t kPiecesOfImages = 64;
+constexpr std::ptrdiff_t kMostSums = 16, kLeastSums = 4, kSumBytes = 4 * 1024 * 1024;
+
+constexpr int kPatience = 100;  // turns that a thread waits for others before it sleeps
 
 template <typename T, int kWidth>
 struct Vector {
@@ -189,33 +199,57 @@ class Packed {
 };
 
 // Calls `work(piece)` for every piece, on this thread and on those of the pool that come in time. A task that comes late
-// finds nothing to do, so nobody waits for it, and a pool whose threads all wait here cannot come to a halt.
+// finds nothing to do, so nobody waits for it, and a pool whose threads all wait here cannot come to a halt. Throws
+// bad_alloc once all are done, if one of them did.
 class Pieces {
  public:
   template <typename Work>
   static void ForEach(ffi::ThreadPool& pool, std::ptrdiff_t count, const Work& work) {
     auto pieces = std::make_shared<Pieces>();
-    auto take = [pieces, count, work = &work] {  // `work` is gone once all pieces are done
-      for (std::ptrdiff_t piece; (piece = pieces->next_.fetch_add(1)) < count;) {
-        (*work)(piece);
-        pieces->done_.fetch_add(1, std::memory_order_release);
-      }
-    };
+    auto take = [pieces, count, work = &work] { pieces->Take(count, *work); };
     const std::int64_t helpers = std::min<std::int64_t>(pool.num_threads(), count) - 1;
     for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(take)(take));
     take();
-    while (pieces->done_.load(std::memory_order_acquire) < count) std::this_thread::yield();
+    pieces->Wait(count);
+    if (pieces->failed_) throw std::bad_alloc();
   }
 
  private:
+  // `work` is gone once all pieces are done: who finds none left must not touch it.
+  template <typename Work>
+  void Take(std::ptrdiff_t count, const Work& work) {
+    for (std::ptrdiff_t piece; (piece = next_.fetch_add(1)) < count;) {
+      try {
+        work(piece);
+      } catch (const std::bad_alloc&) {
+        failed_ = true;
+      }
+      if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        all_done_.notify_all();
+      }
+    }
+  }
+
+  void Wait(std::ptrdiff_t count) {
+    const auto all_done = [&] { return done_.load(std::memory_order_acquire) >= count; };
+    for (int turn = 0; turn < kPatience; ++turn) {
+      if (all_done()) return;
+      std::this_thread::yield();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, all_done);
+  }
+
   std::atomic<std::ptrdiff_t> next_{0}, done_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
 };
 
-// A batch in pieces, each of neighbours: some for each thread, since threads are not equally fast.
+// A batch in pieces, each of neighbours.
 struct Split {
-  Split(ffi::ThreadPool& pool, std::ptrdiff_t images, std::int64_t for_a_thread)
-      : images(images),
-        pieces(pool.num_threads() > 1 ? std::min<std::ptrdiff_t>(pool.num_threads() * for_a_thread, images) : 1) {}
+  Split(std::ptrdiff_t images, std::ptrdiff_t most) : images(images), pieces(std::min(most, images)) {}
   std::ptrdiff_t First(std::ptrdiff_t piece) const { return piece * images / pieces; }
 
   std::ptrdiff_t images, pieces;
@@ -236,7 +270,7 @@ void Convolve(ffi::ThreadPool& pool, const T* x, const Shape& in, const T* kerne
       places.out.push_back((i * out.width + j) * out.channels);
     }
   }
-  const Split split(pool, in.batch, kPiecesOfImages);
+  const Split split(in.batch, kPiecesOfImages);
   Pieces::ForEach(pool, split.pieces, [&](std::ptrdiff_t piece) {
     Framed<T> framed(in);
     for (std::ptrdiff_t b = split.First(piece); b < split.First(piece + 1); ++b) {
@@ -276,7 +310,7 @@ void InputGradient(ffi::ThreadPool& pool, const T* dy, const Shape& out, const T
       }
     }
   }
-  const Split split(pool, in.batch, kPiecesOfImages);
+  const Split split(in.batch, kPiecesOfImages);
   Pieces::ForEach(pool, split.pieces, [&](std::ptrdiff_t piece) {
     Framed<T> framed(out);
     for (std::ptrdiff_t b = split.First(piece); b < split.First(piece + 1); ++b) {
@@ -331,11 +365,14 @@ void WeightGradient(ffi::ThreadPool& pool, const T* x, const Shape& in, const T*
   const std::ptrdiff_t c_in = in.channels, k_out = out.channels, size = 9 * c_in * k_out;
   const std::ptrdiff_t row_bytes = (kStride * (in.width + 2) * c_in + out.width * k_out) * sizeof(T);
   const std::ptrdiff_t near = std::clamp<std::ptrdiff_t>(kNearImageBytes / row_bytes, 1, out.height);
-  const Split split(pool, in.batch, kPiecesOfSums);
-  std::vector<T> sums(split.pieces * size);
+  std::ptrdiff_t most = kMostSums;
+  while (most > kLeastSums && most * size * static_cast<std::ptrdiff_t>(sizeof(T)) > kSumBytes) most /= 2;
+  const Split split(in.batch, most);
+  const std::unique_ptr<T[]> sums(new T[split.pieces * size]);
   Pieces::ForEach(pool, split.pieces, [&](std::ptrdiff_t piece) {
     Framed<T> framed(in);
-    T* own = sums.data() + piece * size;
+    T* own = sums.get() + piece * size;
+    std::fill_n(own, size, T(0));
     for (std::ptrdiff_t b = split.First(piece); b < split.First(piece + 1); ++b) {
       framed.Copy(x + b * in.Image());
       for (std::ptrdiff_t top = 0; top < out.height; top += near) {
@@ -367,8 +404,8 @@ void WeightGradient(ffi::ThreadPool& pool, const T* x, const Shape& in, const T*
       }
     }
   });
-  const T* sum = sums.data();
-  for (std::ptrdiff_t tap = 0; tap < 9; ++tap) {
+  Pieces::ForEach(pool, 9, [&](std::ptrdiff_t tap) {
+    const T* sum = sums.get() + tap * c_in * k_out;
     for (std::ptrdiff_t k = 0; k < k_out; k += kGroup) {
       for (std::ptrdiff_t c = 0; c < c_in; ++c, sum += kGroup) {
         T* to = dk + (tap * c_in + c) * k_out + k;
@@ -378,26 +415,29 @@ void WeightGradient(ffi::ThreadPool& pool, const T* x, const Shape& in, const T*
         }
       }
     }
-  }
+  });
 }
 
 // Calls `function` with the vectors that `channels` of results come in (width, vectors at once) and the stride.
 template <typename T, typename Function>
 ffi::Error Dispatch(std::ptrdiff_t channels, std::int64_t stride, const Function& function) {
-  constexpr int kFull = kVectorBytes / sizeof(T), kLeast = 32 / sizeof(T);
+  constexpr int kFull = kVectorBytes / sizeof(T), kLeast = std::min<int>(kFull, 32 / sizeof(T));
   auto strided = [&](auto width, auto count) {
     if (stride == 1) function(width, count, std::integral_constant<int, 1>());
     if (stride == 2) function(width, count, std::integral_constant<int, 2>());
   };
-  if (stride != 1 && stride != 2) return ffi::Error::InvalidArgument("stride must be 1 or 2");
-  if (channels % (kVectors * kFull) == 0) {
-    strided(std::integral_constant<int, kFull>(), std::integral_constant<int, kVectors>());
-  } else if (channels % kFull == 0) {
-    strided(std::integral_constant<int, kFull>(), std::integral_constant<int, 1>());
-  } else if (channels % kLeast == 0) {
-    strided(std::integral_constant<int, kLeast>(), std::integral_constant<int, 1>());
-  } else {
-    return ffi::Error::InvalidArgument("the number of channels must be a multiple of 8");
+  try {
+    if (channels % (kVectors * kFull) == 0) {
+      strided(std::integral_constant<int, kFull>(), std::integral_constant<int, kVectors>());
+    } else if (channels % kFull == 0) {
+      strided(std::integral_constant<int, kFull>(), std::integral_constant<int, 1>());
+    } else if (channels % kLeast == 0) {
+      strided(std::integral_constant<int, kLeast>(), std::integral_constant<int, 1>());
+    } else {
+      return ffi::Error::InvalidArgument("the number of channels must be a multiple of 8");
+    }
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory is left for a convolution");
   }
   return ffi::Error::Success();
 }
@@ -407,6 +447,17 @@ Shape ShapeOf(const Buffer& buffer) {
   const auto sizes = buffer.dimensions();
   return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
+
+// Whether x, y = conv(x, kernel) and the kernel fit one another.
+template <typename Kernel>
+bool Fit(const Shape& x, const Kernel& kernel, const Shape& y, std::int64_t stride) {
+  const auto sizes = kernel.dimensions();
+  return (stride == 1 || stride == 2) && x.batch == y.batch && x.height == stride * y.height &&
+         x.width == stride * y.width && sizes[0] == 3 && sizes[1] == 3 && sizes[2] == x.channels &&
+         sizes[3] == y.channels && x.Image() > 0 && y.Image() > 0 && x.batch > 0;
+}
+
+ffi::Error DoNotFit() { return ffi::Error::InvalidArgument("images, kernel and stride do not fit one another"); }
 
 template <ffi::DataType kType>
 using Buffer = ffi::Buffer<kType, 4>;
@@ -418,6 +469,7 @@ ffi::Error ConvolveCall(ffi::ThreadPool pool, Buffer<kType> x, Buffer<kType> ker
                         std::int64_t stride) {
   using T = ffi::NativeType<kType>;
   const Shape in = ShapeOf(x), out = ShapeOf(*y);
+  if (!Fit(in, kernel, out, stride)) return DoNotFit();
   return Dispatch<T>(out.channels, stride, [&](auto width, auto count, auto step) {
     Convolve<T, width(), count(), step()>(pool, x.typed_data(), in, kernel.typed_data(), y->typed_data(), out);
   });
@@ -428,6 +480,7 @@ ffi::Error InputGradientCall(ffi::ThreadPool pool, Buffer<kType> dy, Buffer<kTyp
                              std::int64_t stride) {
   using T = ffi::NativeType<kType>;
   const Shape out = ShapeOf(dy), in = ShapeOf(*dx);
+  if (!Fit(in, kernel, out, stride)) return DoNotFit();
   return Dispatch<T>(in.channels, stride, [&](auto width, auto count, auto step) {
     InputGradient<T, width(), count(), step()>(pool, dy.typed_data(), out, kernel.typed_data(), dx->typed_data(), in);
   });
@@ -438,6 +491,7 @@ ffi::Error WeightGradientCall(ffi::ThreadPool pool, Buffer<kType> x, Buffer<kTyp
                               std::int64_t stride) {
   using T = ffi::NativeType<kType>;
   const Shape in = ShapeOf(x), out = ShapeOf(dy);
+  if (!Fit(in, *dk, out, stride)) return DoNotFit();
   return Dispatch<T>(out.channels, stride, [&](auto width, auto count, auto step) {
     WeightGradient<T, width(), count(), step()>(pool, x.typed_data(), in, dy.typed_data(), out, dk->typed_data());
   });

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gkd_jax import __version__, hosts, identity, objective
+from gkd_jax import __version__, hosts, identity, models, objective
 from gkd_jax.data import AnyDataset
 from gkd_jax.models import count
 from gkd_jax.processor import processor
@@ -154,6 +154,7 @@ def device() -> dict[str, Any]:
         "kind": devices[0].device_kind,
         "count": len(devices),
         "processor": processor(),
+        "convolutions": models.conv_form(devices[0].platform),
         **({"processes": hosts.count()} if hosts.several() else {}),
     }
 

@@ -186,6 +186,27 @@ def test_kernels_of_our_own_in_single_precision(key, stride):
 
 
 @needs_native
+def test_an_empty_batch_has_empty_images_and_a_gradient_of_zeros():
+    x, kernel = jnp.zeros((0, 4, 4, 8)), jnp.ones((3, 3, 8, 16))
+    y, pull = jax.vjp(lambda x, k: convolve(x, k, padding=1, form="native"), x, kernel)
+    assert y.shape == (0, 4, 4, 16)
+    dx, dk = pull(y)
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal(dk, jnp.zeros_like(kernel))
+
+
+@needs_native
+def test_kernels_of_our_own_read_nothing_that_is_not_there():
+    x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 7, 8))
+    with pytest.raises(TypeError, match=r"images float32\(1, 4, 4, 8\) and kernel float32\(3, 3, 7, 8\) at stride 1"):
+        convolve(x, kernel, padding=1, form="native")
+    call = jax.ffi.ffi_call("gkd_convolution_float32", jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.float32))
+    for stride, wrong in ((1, kernel), (2, jnp.ones((3, 3, 8, 8))), (1, jnp.ones((3, 2, 8, 8)))):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="images, kernel and stride do not fit one another"):
+            jax.block_until_ready(call(x, wrong, stride=np.int64(stride)))
+
+
+@needs_native
 def test_other_types_have_the_form_of_a_cpu(key):
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in of_size(4, 4, (3, 3, 8, 8)))
     assert "ffi_call" not in jaxpr(x, kernel, "native", padding=1)

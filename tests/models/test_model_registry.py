@@ -49,6 +49,15 @@ def test_forms_of_convolution_by_platform():
         models.conv_form("gpuu")
 
 
+def test_a_form_can_be_fixed_for_a_while():
+    with models.fixed_form("plain"):
+        assert models.conv_form("tpu") == models.conv_form("cpu") == "plain"
+        with models.fixed_form("cpu"):
+            assert models.conv_form("tpu") == "cpu"
+        assert models.conv_form("tpu") == "plain"
+    assert models.conv_form("tpu") == "matmul"
+
+
 def test_kernels_of_our_own_are_for_a_single_device_of_a_cpu(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda backend: 1)
     monkeypatch.setattr(native, "available", lambda: True)

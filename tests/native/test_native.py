@@ -53,18 +53,6 @@ def test_it_can_be_switched_off(monkeypatch, switch):
     assert not native.available()
 
 
-def test_it_can_be_switched_off_for_a_while(monkeypatch):
-    monkeypatch.setattr(native, "_loaded", lambda: True)
-    monkeypatch.delenv(native.SWITCH, raising=False)
-    assert native.available()
-    with native.switched_off():
-        assert not native.available()
-        with native.switched_off():
-            pass
-        assert not native.available()
-    assert native.available()
-
-
 @pytest.mark.slow
 def test_without_a_compiler_a_line_says_so(look, tmp_path):
     found = look(CXX="no-such-compiler -x")
@@ -88,11 +76,27 @@ def test_a_compiler_that_fails_is_quoted(look, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_no_library_is_not_loaded(look, tmp_path):
+def test_what_is_no_library_is_not_kept(look, tmp_path):
     compiler = script(tmp_path / "c++", 'for last; do :; done; case "$*" in --version) ;; *) echo no >"$last";; esac')
     found = look(CXX=compiler)
     assert found.stdout == "False False\n"
     assert "cannot be loaded" in found.stderr
+    assert library(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+def test_a_damaged_library_is_made_anew(look, tmp_path):
+    look()
+    (name,) = library(tmp_path)
+    file = tmp_path / ".cache" / "gkd_jax" / "native" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    found = look()
+    assert found.stdout == "True True\n"
+    assert "compiles its CPU kernels" in found.stderr
+    assert library(tmp_path) == [name]
+    assert len(file.read_bytes()) == len(whole)
 
 
 @pytest.mark.slow
@@ -100,7 +104,59 @@ def test_a_folder_that_cannot_be_written_is_named(look, tmp_path):
     (tmp_path / ".cache").write_text("")
     found = look()
     assert found.stdout == "False False\n"
-    assert f"{tmp_path / '.cache' / 'gkd_jax' / 'native'} cannot be written" in found.stderr
+    assert "their library cannot be kept" in found.stderr
+    assert str(tmp_path / ".cache") in found.stderr
+
+
+@pytest.mark.slow
+def test_a_compiler_that_is_no_command_is_named(look):
+    found = look(CXX="'c++")
+    assert found.stdout == "False False\n"
+    assert "CXX='c++ is no command" in found.stderr
+
+
+def test_a_compiler_without_march_is_asked_otherwise(monkeypatch, tmp_path):
+    asked = []
+
+    def run(command):
+        asked.append([flag for flag in command if flag.startswith("-m")])
+        return subprocess.CompletedProcess(command, "-march=native" in command, "", "In file\nerror: what is -march?")
+
+    monkeypatch.setattr(native, "_run", run)
+    native._compile(["c++"], tmp_path / "made.so")
+    assert asked == [["-march=native"], ["-mcpu=native"]]
+
+
+# The widths of other processors' vectors, which GCC breaks down to those of this one
+WIDTHS = """
+import ctypes, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from gkd_jax import native
+jax.config.update("jax_enable_x64", True)
+native._FLAGS = (*native._FLAGS, "-DGKD_VECTOR_BYTES=" + sys.argv[1])
+assert native.available()
+from gkd_jax.models.convolution import convolve
+for c, k, stride in ((3, 8, 1), (8, 16, 2), (24, 40, 1), (32, 64, 2), (72, 8, 1)):
+    rng = np.random.default_rng(0)
+    for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 1e-5)):
+        x, kernel = rng.normal(size=(3, 6, 10, c)).astype(dtype), rng.normal(size=(3, 3, c, k)).astype(dtype)
+        def all_three(form):
+            y, pull = jax.vjp(lambda *a: convolve(*a, stride=stride, padding=1, form=form), x, kernel)
+            return y, *pull(jnp.cos(y))
+        for ours, theirs in zip(all_three("native"), all_three("plain")):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * float(jnp.abs(theirs).max()))
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("width", [16, 64])
+def test_vectors_of_other_processors(width, tmp_path):
+    env = {**os.environ, "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", WIDTHS, str(width)]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert found.stdout == "equal\n", found.stderr
 
 
 def test_the_source_is_part_of_the_package():
