@@ -1,17 +1,20 @@
 """What every test runs under: JAX made strict, two CPU devices, compiled functions kept between runs."""
 
+import hashlib
 import os
 import pathlib
-import platform
 from collections.abc import Iterator
 
 import jax
 import jaxlib
 import pytest
 
-# One folder for each jaxlib and machine: compiled code of another crashes.
-_CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", pathlib.Path(__file__).parent.parent / ".cache")) / (
-    f"jaxlib-{jaxlib.__version__}-{platform.machine()}"
+from gkd_jax.processor import instructions
+
+# In the user's cache, so that the next clone finds it too. One folder for each jaxlib and kind of processor: compiled
+# code of another crashes.
+_CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", "~/.cache/gkd_jax/tests")).expanduser() / (
+    f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(instructions().encode()).hexdigest()[:12]}"
 )
 
 jax.config.update("jax_platforms", "cpu")

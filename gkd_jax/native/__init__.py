@@ -6,7 +6,6 @@ lies in `~/.cache/gkd_jax/native`, under a hash of all that it depends on. The e
 switches it off (`off`), CXX names the compiler.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -73,23 +72,30 @@ def _library() -> ctypes.CDLL:
     compiler = _compiler()
     try:
         depends = (SOURCE.read_bytes(), _version(compiler), instructions(), jaxlib.__version__, _FLAGS)
-        name = hashlib.sha256(repr(depends).encode()).hexdigest()[:20]
+        name = f"convolution-{_hash(repr(depends).encode())}"
         folder = cache_folder("auto", "native")
         assert folder is not None
-        path = folder / f"convolution-{name}.so"
-        if path.exists():
-            with contextlib.suppress(_NotBuilt):  # damaged
-                return _open(path)
+        kept = next(
+            (path for path in folder.glob(f"{name}-*.so") if path.stem == f"{name}-{_hash(path.read_bytes())}"), None
+        )
+        if kept:
+            return _open(kept)
         say(f"compiles its CPU kernels with {compiler[0]}, once on this machine")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as beside:
-            made = pathlib.Path(beside) / path.name
+            made = pathlib.Path(beside) / "made.so"
             _compile(compiler, made)
             library = _open(made)
-            made.replace(path)  # at once: another process may make the same
+            # With a hash of its own, since to load a file that is cut short ends the process; and at once, since
+            # another process may make the same
+            made.replace(folder / f"{name}-{_hash(made.read_bytes())}.so")
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         raise _NotBuilt(f"their library cannot be kept ({error})") from error
     return library
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def _open(path: pathlib.Path) -> ctypes.CDLL:

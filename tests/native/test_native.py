@@ -95,8 +95,9 @@ def test_a_damaged_library_is_made_anew(look, tmp_path):
     found = look()
     assert found.stdout == "True True\n"
     assert "compiles its CPU kernels" in found.stderr
-    assert library(tmp_path) == [name]
-    assert len(file.read_bytes()) == len(whole)
+    assert look().stderr == ""
+    made = {path.read_bytes() for path in file.parent.glob("*.so")}
+    assert max(map(len, made)) == len(whole)
 
 
 @pytest.mark.slow
@@ -140,9 +141,10 @@ for c, k, stride in ((3, 8, 1), (8, 16, 2), (24, 40, 1), (32, 64, 2), (72, 8, 1)
     rng = np.random.default_rng(0)
     for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 1e-5)):
         x, kernel = rng.normal(size=(3, 6, 10, c)).astype(dtype), rng.normal(size=(3, 3, c, k)).astype(dtype)
+        dy = rng.normal(size=(3, 6 // stride, 10 // stride, k)).astype(dtype)
         def all_three(form):
             y, pull = jax.vjp(lambda *a: convolve(*a, stride=stride, padding=1, form=form), x, kernel)
-            return y, *pull(jnp.cos(y))
+            return y, *pull(jnp.asarray(dy))
         for ours, theirs in zip(all_three("native"), all_three("plain")):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * float(jnp.abs(theirs).max()))
 print("equal")
