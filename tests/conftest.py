@@ -3,18 +3,20 @@
 import hashlib
 import os
 import pathlib
+import runpy
 from collections.abc import Iterator
 
 import jax
 import jaxlib
 import pytest
 
-from gkd_jax.processor import instructions
+# Not imported, since modules are checked only if they are imported later
+_processor = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "gkd_jax" / "processor.py"))
 
 # In the user's cache, so that the next clone finds it too. One folder for each jaxlib and kind of processor: compiled
 # code of another crashes.
 _CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", "~/.cache/gkd_jax/tests")).expanduser() / (
-    f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(instructions().encode()).hexdigest()[:12]}"
+    f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(_processor['instructions']().encode()).hexdigest()[:12]}"
 )
 
 jax.config.update("jax_platforms", "cpu")
