@@ -24,7 +24,7 @@ _MALLOPT = {
 _DEVICES = 2  # of a CPU without kernels of our own: more were never measured
 
 
-def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
+def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False, computes: bool = True) -> None:
     """Prepares this process; to be called before JAX looks for devices.
 
     On a machine without an accelerator, the memory allocator keeps what it has: XLA takes and frees the same large
@@ -36,6 +36,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
         which use all cores, and no other process has a part in this run, else for two, if there are two cores, which a
         run need not use.
       deterministic: whether a GPU must give the same bits from run to run.
+      computes: whether a network will run; if not, "auto" leaves the devices as they are, and no kernels are compiled.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic:
@@ -46,7 +47,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False) -> None:
     options: Any = jax.config
     settled = options.jax_num_cpu_devices
     if cpu_devices == "auto":
-        chosen = "xla_force_host_platform_device_count" in flags or settled >= 0
+        chosen = not computes or "xla_force_host_platform_device_count" in flags or settled >= 0
         cpu_devices = None if chosen else 1 if not hosts.several() and native.available() else min(_DEVICES, cores())
     if cpu_devices is not None and cpu_devices != settled:
         try:

@@ -43,7 +43,7 @@ def execute(command: Command) -> str:
     config.check(command.config)
     logging.set_verbosity(logging.ERROR)  # libraries warn of what is no trouble
     computes = command.mode not in ("print", "shapes")
-    machine.prepare(command.config.cpu_devices if computes else 1, deterministic=command.config.deterministic)
+    machine.prepare(command.config.cpu_devices, deterministic=command.config.deterministic, computes=computes)
     from gkd_jax.training.resolve import resolve
 
     resolved = resolve(command.config)

@@ -72,6 +72,7 @@ def there(tmp_path, monkeypatch, compilation_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # as this process has: the same convolutions, bit by bit
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
     np.savez("images.npz", **helpers.images())
     pathlib.Path("grid.py").write_text(FILE.format(tests=str(ROOT / "tests")))

@@ -46,7 +46,9 @@ def test_chunks_equal_steps(make_job, begin):
     }
 
     def run(**fields):
-        job = make_job({k: dict(v) for k, v in terms.items()}, batch_size=2, epochs=2, student__model="speck", **fields)
+        # Small steps, so that what the two programs round differently is not amplified from step to step
+        small = {"batch_size": 2, "epochs": 2, "optimizer__learning_rate": 0.01}
+        job = make_job({k: dict(v) for k, v in terms.items()}, student__model="speck", **small, **fields)
         program = Program(job, devices=jax.devices()[:1])
         state, _, fixed = begin(program)
         step, calls = 0, []
