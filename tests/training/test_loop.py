@@ -259,7 +259,7 @@ def test_the_student_whose_loss_is_not_finite_is_named(claimed, monkeypatch):
 )
 def test_devices_that_stand_idle_are_told(claimed, capsys, monkeypatch, fields, count, message):
     job = claimed("idle", {}, taught=False, epochs=1, **{"student__model": "speck", **fields})
-    monkeypatch.setattr(jax, "device_count", lambda: count)
+    monkeypatch.setattr(jax, "device_count", lambda backend=None: count)
     loop._say_idle(Program(job), jax.device_count())
     said = [line for line in capsys.readouterr().err.splitlines() if "devices" in line]
     assert said == ([f"gkd_jax: test: {message}"] if message else [])
