@@ -84,7 +84,7 @@ def test_every_device_has_a_part_of_the_batch(make_job, several):
 
 
 def test_groups_of_seeds_are_named(monkeypatch, several):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "device_count", lambda backend=None: 8)
     given = {"batch_size": 6, "seeds": [0, 1], "seed_strategy": "auto"}
     with pytest.raises(UserError, match="4 for each of 2 groups of seeds cannot share evenly; .* a multiple of 4"):
         program.check_shared(given)
