@@ -33,22 +33,24 @@ _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",))  # the second where a compiler for ARM lacks the first
 _PATIENCE = 300  # seconds that a compiler may take; GCC 12 takes 8
 
-_one_at_a_time = threading.RLock()
+_one_at_a_time = threading.Lock()  # without it, threads that ask at once would compile and register twice
 
 
 def available() -> bool:
     """Returns whether the foreign functions are there to be called; the first call may compile them."""
-    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "false") and _loaded()
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
+        return False
+    with _one_at_a_time:
+        return _loaded()
 
 
 @functools.cache
 def _loaded() -> bool:
-    with _one_at_a_time:
-        try:
-            _register(_library())
-        except _NotBuilt as error:
-            say(f"convolutions on this CPU take twice as long as they could: {error}")
-            return False
+    try:
+        _register(_library())
+    except _NotBuilt as error:
+        say(f"convolutions on this CPU take twice as long as they could: {error}")
+        return False
     return True
 
 

@@ -9,7 +9,6 @@
 // depend neither on which thread took what nor on the number of threads.
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -39,8 +38,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 // Results in registers: eight multiply-adds hide the latency of one on processors that start two a cycle.
-constexpr int kMostPositions = 6;
-constexpr int kMostChannels = 6;
+constexpr int kMostAtOnce = 6;
 constexpr int kVectors = 2;
 // What the first-level cache holds: of images, which a weight gradient passes over again and again, and of a kernel's
 // weights, which every tile of an image does.
@@ -140,22 +138,28 @@ inline void Tile(const T* in, const std::ptrdiff_t* in_places, const std::vector
   }
 }
 
+// Calls `function` with constants that add up to `count`, the largest first: so many results at once.
+template <typename Function>
+inline void InSteps(std::ptrdiff_t count, const Function& function) {
+  for (; count >= kMostAtOnce + 4 || count == kMostAtOnce; count -= kMostAtOnce) {
+    function(std::integral_constant<int, kMostAtOnce>());
+  }
+  for (; count >= 4; count -= 4) function(std::integral_constant<int, 4>());
+  if (count == 3) function(std::integral_constant<int, 3>());
+  if (count == 2) function(std::integral_constant<int, 2>());
+  if (count == 1) function(std::integral_constant<int, 1>());
+}
+
 // Results at all places.
 template <typename T, int kWidth, int kCount, bool kFresh>
 void Tiles(const T* in, const Places& places, const std::vector<Tap>& taps, const T* weights, std::ptrdiff_t channels,
            T* out) {
-  const std::ptrdiff_t count = places.in.size();
   std::ptrdiff_t place = 0;
-  auto tile = [&](auto positions) {
-    for (; place + positions() <= count; place += positions()) {
-      Tile<T, kWidth, kCount, positions(), kFresh>(in, &places.in[place], taps, weights, channels, out,
-                                                   &places.out[place]);
-    }
-  };
-  tile(std::integral_constant<int, kMostPositions>());
-  tile(std::integral_constant<int, 4>());
-  tile(std::integral_constant<int, 2>());
-  tile(std::integral_constant<int, 1>());
+  InSteps(places.in.size(), [&](auto positions) {
+    Tile<T, kWidth, kCount, positions(), kFresh>(in, &places.in[place], taps, weights, channels, out,
+                                                 &places.out[place]);
+    place += positions();
+  });
 }
 
 // A kernel in the order in which tiles read it: results' channels in groups of `kGroup`, input channels in parts that
@@ -255,44 +259,53 @@ struct Split {
   std::ptrdiff_t images, pieces;
 };
 
-template <typename T, int kWidth, int kCount, int kStride>
-void Convolve(ffi::ThreadPool& pool, const T* x, const Shape& in, const T* kernel, T* y, const Shape& out) {
-  const Packed<T, kWidth * kCount> packed(kernel, in.channels, out.channels, false);
-  const std::ptrdiff_t row = (in.width + 2) * in.channels;
+// Results that sum over the same taps.
+struct Phase {
   std::vector<Tap> taps;
-  for (int p = 0; p < 3; ++p) {
-    for (int q = 0; q < 3; ++q) taps.push_back({(p - 1) * row + (q - 1) * in.channels, 3 * p + q});
-  }
   Places places;
-  for (std::ptrdiff_t i = 0; i < out.height; ++i) {
-    for (std::ptrdiff_t j = 0; j < out.width; ++j) {
-      places.in.push_back(kStride * (i * row + j * in.channels));
-      places.out.push_back((i * out.width + j) * out.channels);
-    }
-  }
+};
+
+// The results of every phase of every image.
+template <typename T, int kWidth, int kCount>
+void SumTaps(ffi::ThreadPool& pool, const T* from, const Shape& in, const Packed<T, kWidth * kCount>& packed,
+             const std::vector<Phase>& phases, T* to, const Shape& out) {
   const Split split(in.batch, kPiecesOfImages);
   Pieces::ForEach(pool, split.pieces, [&](std::ptrdiff_t piece) {
     Framed<T> framed(in);
     for (std::ptrdiff_t b = split.First(piece); b < split.First(piece + 1); ++b) {
-      framed.Copy(x + b * in.Image());
+      framed.Copy(from + b * in.Image());
       packed.ForEach([&](std::ptrdiff_t k, std::ptrdiff_t c, std::ptrdiff_t channels, const T* weights) {
         const auto tiles = c == 0 ? Tiles<T, kWidth, kCount, true> : Tiles<T, kWidth, kCount, false>;
-        tiles(framed.At(0, 0) + c, places, taps, weights, channels, y + b * out.Image() + k);
+        for (const Phase& phase : phases) {
+          tiles(framed.At(0, 0) + c, phase.places, phase.taps, weights, channels, to + b * out.Image() + k);
+        }
       });
     }
   });
 }
 
 template <typename T, int kWidth, int kCount, int kStride>
+void Convolve(ffi::ThreadPool& pool, const T* x, const Shape& in, const T* kernel, T* y, const Shape& out) {
+  const std::ptrdiff_t row = (in.width + 2) * in.channels;
+  Phase all;
+  for (int p = 0; p < 3; ++p) {
+    for (int q = 0; q < 3; ++q) all.taps.push_back({(p - 1) * row + (q - 1) * in.channels, 3 * p + q});
+  }
+  for (std::ptrdiff_t i = 0; i < out.height; ++i) {
+    for (std::ptrdiff_t j = 0; j < out.width; ++j) {
+      all.places.in.push_back(kStride * (i * row + j * in.channels));
+      all.places.out.push_back((i * out.width + j) * out.channels);
+    }
+  }
+  const Packed<T, kWidth * kCount> packed(kernel, in.channels, out.channels, false);
+  SumTaps<T, kWidth, kCount>(pool, x, in, packed, {all}, y, out);
+}
+
+template <typename T, int kWidth, int kCount, int kStride>
 void InputGradient(ffi::ThreadPool& pool, const T* dy, const Shape& out, const T* kernel, T* dx, const Shape& in) {
-  const Packed<T, kWidth * kCount> packed(kernel, in.channels, out.channels, true);
   const std::ptrdiff_t row = (out.width + 2) * out.channels;
   // x[stride·i + p - 1] met the tap p at dy[i]: for each phase of a position of x, the taps that met it and where.
-  struct Phase {
-    std::vector<Tap> taps;
-    Places places;
-  };
-  std::array<Phase, kStride * kStride> phases;
+  std::vector<Phase> phases(kStride * kStride);
   for (int y = 0; y < kStride; ++y) {
     for (int x = 0; x < kStride; ++x) {
       Phase& phase = phases[y * kStride + x];
@@ -310,19 +323,8 @@ void InputGradient(ffi::ThreadPool& pool, const T* dy, const Shape& out, const T
       }
     }
   }
-  const Split split(in.batch, kPiecesOfImages);
-  Pieces::ForEach(pool, split.pieces, [&](std::ptrdiff_t piece) {
-    Framed<T> framed(out);
-    for (std::ptrdiff_t b = split.First(piece); b < split.First(piece + 1); ++b) {
-      framed.Copy(dy + b * out.Image());
-      packed.ForEach([&](std::ptrdiff_t c, std::ptrdiff_t k, std::ptrdiff_t channels, const T* weights) {
-        const auto tiles = k == 0 ? Tiles<T, kWidth, kCount, true> : Tiles<T, kWidth, kCount, false>;
-        for (const Phase& phase : phases) {
-          tiles(framed.At(0, 0) + k, phase.places, phase.taps, weights, channels, dx + b * in.Image() + c);
-        }
-      });
-    }
-  });
+  const Packed<T, kWidth * kCount> packed(kernel, in.channels, out.channels, true);
+  SumTaps<T, kWidth, kCount>(pool, dy, out, packed, phases, dx, in);
 }
 
 // Adds, to `kChannels` rows of a group of the kernel's gradient at one tap, what `rows` rows of an image contribute.
@@ -384,20 +386,13 @@ void WeightGradient(ffi::ThreadPool& pool, const T* x, const Shape& in, const T*
             T* sum = own + (3 * p + q) * c_in * k_out;  // [groups, c, kGroup], read and written in this order
             for (std::ptrdiff_t k = 0; k < k_out; k += kGroup) {
               std::ptrdiff_t c = 0;
-              auto product = [&](auto channels) {
+              InSteps(c_in, [&](auto channels) {
                 Product<T, kWidth, kCount, channels()>(position + c, kStride * framed.row(), kStride * c_in,
                                                        gradient + k, out.width * k_out, k_out, rows, out.width,
                                                        sum);
                 c += channels();
                 sum += channels() * kGroup;
-              };
-              while (c_in - c >= kMostChannels + 4 || c_in - c == kMostChannels) {
-                product(std::integral_constant<int, kMostChannels>());
-              }
-              while (c_in - c >= 4) product(std::integral_constant<int, 4>());
-              if (c_in - c == 3) product(std::integral_constant<int, 3>());
-              if (c_in - c == 2) product(std::integral_constant<int, 2>());
-              if (c_in - c == 1) product(std::integral_constant<int, 1>());
+              });
             }
           }
         }
