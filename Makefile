@@ -13,7 +13,7 @@ test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --all $(ARGS)
+	GKD_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n 2 --all $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -19,6 +19,11 @@ _CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", "~/.cache/gkd_jax/tests")
     f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(_processor['instructions']().encode()).hexdigest()[:12]}"
 )
 
+# Compiled as it comes, which takes half the time; `make test-all` tests what users run, optimised. In the environment,
+# so that processes that a test starts do so too.
+if not os.environ.get("GKD_TEST_OPTIMISED"):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

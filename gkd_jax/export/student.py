@@ -17,7 +17,7 @@ from gkd_jax.outputs import Model, Variables
 from gkd_jax.training import experiment, finished, summary
 from gkd_jax.training.evaluate import Evaluator
 from gkd_jax.training.finished import Finished
-from gkd_jax.training.workdir import same_run
+from gkd_jax.training.workdir import same_images, same_run
 
 
 class Student(NamedTuple):
@@ -70,8 +70,7 @@ def opened(workdir: pathlib.Path, resolved: Mapping[str, Any], seed: int | None)
     dataset = experiment.load_data(resolved)
     if not dataset.sizes.test:
         raise UserError(f"{dataset.name} has no test images, and an export is verified on them")
-    if dataset.digest != found.record["digest"]:
-        raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
+    same_images(workdir, dataset, found.record["digest"])
     if seed is None:
         seed = next(iter(found.config.get("seeds") or [found.config["seed"]]))
     name = found.config["student"]["model"]

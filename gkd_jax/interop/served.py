@@ -61,7 +61,7 @@ def network(name: str, num_classes: int, *, final: tuple[int, int, int] | None =
     student = models.create(name, num_classes=num_classes, conv=conv)
     if final is None:
         return student
-    reused = Reused(final, np.zeros((final[2], num_classes), np.float32), np.zeros(num_classes, np.float32))
+    reused = Reused.of_zeros(final, num_classes)
     return reuse_classifier(student, reused, pool=fields.pool, compute=models.Compute(conv=conv))
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gkd_jax.errors import UserError
@@ -35,6 +36,11 @@ class Reused(NamedTuple):
     final: tuple[int, int, int]
     kernel: Any
     bias: Any
+
+    @classmethod
+    def of_zeros(cls, final: tuple[int, int, int], num_classes: int) -> "Reused":
+        """Returns the shapes of what is taken over, where its values are among the variables of the student."""
+        return cls(final, np.zeros((final[2], num_classes), np.float32), np.zeros(num_classes, np.float32))
 
 
 class Projector(nn.Module):

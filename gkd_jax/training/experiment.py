@@ -26,7 +26,7 @@ from gkd_jax.training.recall import unheld
 from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Interrupted, Stop, Together, together
 from gkd_jax.training.teacher import Teacher
-from gkd_jax.training.workdir import alone_in, check, claim, same_run, shared
+from gkd_jax.training.workdir import alone_in, check, claim, same_images, same_run, shared
 
 
 def load_data(resolved: Mapping[str, Any], *, test: bool = True) -> AnyDataset:
@@ -313,8 +313,7 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
     _same_everywhere(resolved, workdir)
     same_run(workdir, {**resolved, "dtype": network.config["dtype"]}, network.config)
     dataset = hosts.in_turn(lambda: load_data(resolved))
-    if dataset.digest != network.record["digest"]:
-        raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
+    same_images(workdir, dataset, network.record["digest"])
     report = summary.report(dataset, workdir)
     lines = [f"{summary.title(report)} on {dataset.name}, {network.step} steps, {report['params']:,} parameters"]
     if report["val_accuracy"] is not None:

@@ -119,9 +119,7 @@ def rebuilt(config: Mapping[str, Any], record: Mapping[str, Any], num_classes: i
     if not reuses(config):
         return network(config, num_classes)
     height, width, channels = record[REUSED]
-    # Of zeros until its own are read from the directory
-    kernel, bias = np.zeros((channels, num_classes), np.float32), np.zeros(num_classes, np.float32)
-    return network(config, num_classes, reused=Reused((height, width, channels), kernel, bias))
+    return network(config, num_classes, reused=Reused.of_zeros((height, width, channels), num_classes))
 
 
 def facts(dataset: AnyDataset) -> dict[str, Any]:

@@ -78,6 +78,12 @@ def same_run(workdir: pathlib.Path, here: Mapping[str, Any], there: Mapping[str,
         )
 
 
+def same_images(workdir: pathlib.Path, dataset: AnyDataset, digest: str) -> None:
+    """Raises `UserError` unless the images have the digest of those that the finished run in the workdir was on."""
+    if dataset.digest != digest:
+        raise UserError(f"{workdir} holds a run on other images than those of {dataset.name} now")
+
+
 class AtWork(UserError):
     """Another process is at work in a directory."""
 
