@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import Any
 
 from gkd_jax.errors import UserError
@@ -54,7 +55,8 @@ def train(config: str | os.PathLike[str], workdir: str | os.PathLike[str], *flag
       KeyboardInterrupt: if it is interrupted; the run is saved first, unless it is interrupted once more.
     """
     folder = pathlib.Path(workdir)
-    with _Process(["--config", os.fspath(config), "--workdir", os.fspath(workdir), *flags]) as process:
+    command = ["--config", os.fspath(config), "--workdir", os.fspath(workdir), *flags]
+    with _Interruption() as interruption, _Process(command) as process:
         pictures, said = _Pictures(folder), Place()
         while True:
             status = process.wait(every)
@@ -63,12 +65,34 @@ def train(config: str | os.PathLike[str], workdir: str | os.PathLike[str], *flag
             pictures.update()
             if status is not None:
                 break
+            if interruption.came:
+                raise KeyboardInterrupt
         if status in _STOPPED:
             raise KeyboardInterrupt(f"saved in {folder}; run this cell again to go on")
         if status:
             raise process.failed(status)
         sys.stdout.write(process.output())
     return finished.read(folder / summary.SUMMARY)
+
+
+class _Interruption:
+    """Whether the cell was interrupted while this was entered: what draws may swallow the exception that says so."""
+
+    came = False
+
+    def __enter__(self) -> "_Interruption":
+        self._before = None
+        if threading.current_thread() is threading.main_thread():  # signals come to no other
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 class _Process:

@@ -1,6 +1,7 @@
 """A run watched from a notebook's process: interrupted, killed, orphaned, and gone on with."""
 
 import _thread
+import contextlib
 import json
 import os
 import pathlib
@@ -125,6 +126,23 @@ def test_interrupted_then_killed_then_finished(folder, capsys, monkeypatch):
 
     with pytest.raises(UserError, match="belongs to a run of another configuration"):
         notebook.train("small.py", folder, "--config.seed=5")
+
+
+def test_an_interruption_that_a_picture_swallows_is_not_lost(folder, monkeypatch):
+    plot = runs.plots.plot_losses
+
+    def swallowing(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            _thread.interrupt_main()
+            time.sleep(60)
+        return plot(*arguments)
+
+    monkeypatch.setattr(runs.plots, "plot_losses", swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        notebook.train("small.py", folder, "--config.epochs=100000", every=0.2)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not workdirs.held(folder)
 
 
 def test_a_run_does_not_outlive_its_notebook(folder):
