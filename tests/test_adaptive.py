@@ -106,6 +106,7 @@ def test_before_the_first_epoch_has_ended_it_is_the_plain_curve():
     assert weight.refit(weight.init, _history([])) is weight.init
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=EPOCHS, max_size=EPOCHS), st.floats(0.01, 0.3))
 def test_never_nan_never_falling_never_above_its_peak(accuracies, least):

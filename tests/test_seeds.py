@@ -59,6 +59,7 @@ def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_each_student_is_that_of_its_own_run(done, singles):
     """Up to the last bit, in which the compiler may round sums another way."""
     for averaged in (True, False):

@@ -87,6 +87,7 @@ def trials(study):
     return [{**trial, "seeds": sorted(trial["seeds"])} for trial in study.record["trials"]]
 
 
+@pytest.mark.slow
 def test_a_study_never_reads_the_test_split(done, small):
     assert done.status == 0, done.err
     with pytest.raises(UserError, match="damaged"):

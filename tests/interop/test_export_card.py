@@ -43,6 +43,7 @@ def blocks(folder):
     return dict(re.findall(r"### (.+?)\n.+?```python\n(.+?)\n```", (folder / "README.md").read_text(), re.DOTALL))
 
 
+@pytest.mark.slow
 def test_the_lines_work(everything, monkeypatch):
     folder, formats = everything
     images = helpers.images()["x_test"][:5]

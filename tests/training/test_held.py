@@ -20,6 +20,7 @@ def held(job, name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -147,6 +147,7 @@ def test_a_value_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint
 SEEDS = (3, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_chunks", [False, True], ids=["steps", "chunks"])
 @pytest.mark.parametrize("strategy", ["vmap", "unroll", "shard"])
 def test_students_that_were_stopped_together_end_as_ones_that_were_not(claimed, strategy, by_chunks):
@@ -177,6 +178,7 @@ def test_students_that_were_stopped_together_end_as_ones_that_were_not(claimed, 
     assert [record["epoch"] for record in records(stopped)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_readings_are_taken_of_each_student(claimed):
     """Here of numbers that each draws at its start; what reads them adds them up."""
 
@@ -204,6 +206,7 @@ def test_readings_are_taken_of_each_student(claimed):
     assert len(set(expected.values())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["unroll", "shard"])
 def test_each_students_weights_are_refitted_to_its_own_accuracies(claimed, monkeypatch, strategy):
     """On the host, with NumPy, where a traced history has no numbers."""

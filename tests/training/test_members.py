@@ -69,6 +69,7 @@ def same(mine, expected, what):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{what} {part}")
 
 
+@pytest.mark.slow
 def test_every_student_is_the_one_that_it_would_be_alone(trained, alone):
     """On one device and on two, with batches of their own and with the first one's, by steps and by chunks."""
     for shared in (False, True):
@@ -89,6 +90,7 @@ def test_every_student_is_the_one_that_it_would_be_alone(trained, alone):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(shared, second, strict=True))
 
 
+@pytest.mark.slow
 def test_a_batch_that_all_devices_together_do_not_divide(trained):
     """Each of the two makes half of the batch of 15 for both."""
     expected = [trained(1, seed=seed, batch_seed=SEEDS[0], batch_size=15)[0] for seed in SEEDS]
@@ -97,6 +99,7 @@ def test_a_batch_that_all_devices_together_do_not_divide(trained):
         same(members.one_state(state, place), expected[place], "15")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_draws_is_asked_by_each_student(trained, teacher):
     """Its gradient is along a direction of each step and seed, and so is the student's.
 
@@ -140,6 +143,7 @@ def lowered(program):
     return program.jitted_step_at(0).lower(state, program.plan(0), program.fixed(frozen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["unroll", "vmap"])
 def test_shared_batches_ask_the_teacher_once(make_job, strategy):
     """By the work of the program: two students cost two students and one teacher."""
@@ -187,6 +191,7 @@ def test_strategy_follows_the_machine_and_the_network(count, devices, platform, 
     assert members.strategy(count, devices, platform, model, (32, 32, 3)) == expected
 
 
+@pytest.mark.slow
 def test_all_devices_together_ask_the_teacher_once(make_job):
     """By the work of each of two devices: a student, and half of the teacher's pass, which is a quarter of a step."""
 

@@ -54,6 +54,7 @@ def run(program, steps=4):
     return jax.device_get(state), plan, fixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", TERMS)
 @pytest.mark.parametrize(("devices", "memory"), [(1, 0), (1, 1), (2, 1)], ids=["host", "device", "two devices"])
 def test_losses_are_those_of_a_teacher_that_is_asked_at_every_step(program, level, devices, memory):

@@ -71,6 +71,7 @@ def curve(workdir):
     return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "views:2"])
 def test_a_streamed_run_ends_and_goes_on_bit_equal(folder, teacher, tmp_path, cache, capsys):
     given = resolved(folder, teacher, tmp_path, teacher__cache=cache)
@@ -94,6 +95,7 @@ def test_a_streamed_run_ends_and_goes_on_bit_equal(folder, teacher, tmp_path, ca
     assert experiment.evaluate(tmp_path / "whole").splitlines()[1].startswith("validation accuracy")
 
 
+@pytest.mark.slow
 def test_kept_views_of_all_classes_teach_as_the_teacher_does(folder, teacher, tmp_path, monkeypatch):
     """The teacher, asked at every step about the same crops, differs by what float16 leaves of its answers alone."""
     given = resolved(folder, teacher, tmp_path, teacher__cache="views:2", teacher__cache_top=4)
@@ -112,6 +114,7 @@ def test_kept_views_of_all_classes_teach_as_the_teacher_does(folder, teacher, tm
     np.testing.assert_allclose(kept, asked, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_several_seeds_need_one_stream(folder, teacher, tmp_path):
     given = resolved(folder, teacher, tmp_path, seeds=(0, 1))
     with pytest.raises(UserError, match="several seeds need seeds_share_batches = true"):
