@@ -176,6 +176,11 @@ def kept_for(
             **said_by(teacher, dataset, config["dtype"], jax.default_backend()),
         },
     )
+    if hot := softened(config, specification.top, dataset.num_classes):
+        say(
+            f"teacher.cache: {specification.top} of {dataset.num_classes} classes are kept, enough at a temperature of "
+            f"1; at that of {', '.join(hot)} the others weigh too much to be left out (teacher.cache_top keeps more)"
+        )
     kept = Kept(cache_folder(given["cache_dir"], "teachers") or workdir, specification)
     devices = jax.local_devices()  # each host computes parts of its own
     shared = mesh_of(devices)
@@ -208,6 +213,18 @@ def kept_for(
             "teacher.cache_dir on a disk that they share"
         )
     return kept
+
+
+def softened(config: Mapping[str, Any], top: int, num_classes: int) -> list[str]:
+    """Returns the lines of an objective whose temperature is another than 1, if only the `top` classes are kept.
+
+    What `top` classes leave out is spread evenly over the others: little at 1, most of the loss at 4
+    (`experiments/results/stream.md`).
+    """
+    if top >= num_classes:
+        return []
+    terms = config["objective"]["terms"]
+    return [label for label, line in terms.items() if line["weight"] and line.get("temperature", 1) != 1]
 
 
 class StreamedEvaluator:

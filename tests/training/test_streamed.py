@@ -140,3 +140,18 @@ def test_strong_views(folder, teacher, tmp_path):
     given = resolved(folder, teacher, tmp_path, epochs=1)
     given["objective"]["terms"]["kd"]["view"] = "strong"
     assert experiment.run(given, tmp_path / "run")["student"]["steps"] == 4
+
+
+def test_temperatures_that_kept_views_are_not_for():
+    block = {"weight": 1.0}
+    rising = {"name": "linear", "start": 1.0, "end": 4.0}
+    terms = {
+        "ce": block,
+        "plain": {**block, "temperature": 1.0},
+        "soft": {**block, "temperature": 4.0},
+        "off": {"weight": 0.0, "temperature": 4.0},
+        "rising": {**block, "temperature": rising},
+    }
+    config = {"objective": {"terms": terms}}
+    assert streamed.softened(config, 10, 1000) == ["soft", "rising"]
+    assert streamed.softened(config, 10, 10) == []
