@@ -21,7 +21,8 @@ _CACHE = pathlib.Path(os.environ.get("GKD_TEST_CACHE", "~/.cache/gkd_jax/tests")
 
 # In the environment, so that processes that a test starts do so too: what takes a tenth of a second to compile is kept,
 # and all is compiled as it comes, which takes half the time. `make test-all` tests what users run, optimised.
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+_KEPT = 0.1
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(_KEPT)
 if not os.environ.get("GKD_TEST_OPTIMISED"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
@@ -29,7 +30,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", _KEPT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

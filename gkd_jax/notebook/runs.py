@@ -55,8 +55,8 @@ def train(config: str | os.PathLike[str], workdir: str | os.PathLike[str], *flag
       KeyboardInterrupt: if it is interrupted; the run is saved first, unless it is interrupted once more.
     """
     folder = pathlib.Path(workdir)
-    command = ["--config", os.fspath(config), "--workdir", os.fspath(workdir), *flags]
-    with _Interruption() as interruption, _Process(command) as process:
+    arguments = ["--config", os.fspath(config), "--workdir", os.fspath(workdir), *flags]
+    with _Interruption() as interruption, _Process(arguments) as process:
         pictures, said = _Pictures(folder), Place()
         while True:
             status = process.wait(every)

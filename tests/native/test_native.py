@@ -48,6 +48,7 @@ def test_it_is_compiled_once_and_again_where_it_is_damaged(look, compiler, tmp_p
     first = look(CXX=compiler)
     assert first.stdout == "True True\n"
     assert first.stderr.count("compiles its CPU kernels") == 1
+    assert len(library(tmp_path)) == 1
     again = look(CXX=compiler)
     assert (again.stdout, again.stderr) == ("True True\n", "")
 

@@ -12,9 +12,9 @@ from gkd_jax import native
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
-    *("--config.student.model=resnet8_eighth", "--config.teacher.model=resnet8_eighth"),
+    *("--config.student.model=resnet8_eighth", "--config.teacher.model=resnet8"),
     *("--config.epochs=2", "--config.teacher.epochs=1", "--config.compare_alone=false", "--config.data.num_train=320"),
-    *("--config.objective.terms.wasserstein.weight=0", "--config.plots=false", "--config.tensorboard=false"),
+    *("--config.objective.terms.wasserstein.solver=unrolled", "--config.plots=false", "--config.tensorboard=false"),
 ]
 
 
