@@ -58,6 +58,19 @@ def configuration(setup: Mapping[str, Any]) -> dict[str, Any]:
     return resolve(given)
 
 
+def _program(setup: Mapping[str, Any]) -> Any:
+    """Returns the program of a setup, on noise."""
+    from experiments import synthetic
+    from gkd_jax.training.program import Program
+
+    resolved = configuration(setup)
+    job = synthetic.job(resolved, setup["pair"][0], images=setup["images"], classes=setup["num_classes"])
+    program = Program(job)
+    if program.recall is not None:
+        program.recall.how = "by epoch"  # of all views only those that are seen
+    return program
+
+
 class Ours:
     """A program with its state, ready to train."""
 
@@ -65,16 +78,12 @@ class Ours:
         """Builds and compiles it."""
         import jax
 
-        from experiments import synthetic
         from gkd_jax import models
-        from gkd_jax.training.program import Program
 
         self.form = models.conv_form(jax.default_backend())
         self._jax, self._setup = jax, setup
-        job = synthetic.job(
-            configuration(setup), setup["pair"][0], images=setup["images"], classes=setup["num_classes"]
-        )
-        self.program, self.job, self.step = Program(job), job, 0
+        self.program, self.step = _program(setup), 0
+        self.job = self.program.job
         self.state, frozen = self.program.initial()
         self.fixed = self.program.fixed(frozen)
         self.fill_rate = self._measure_fill()
@@ -92,7 +101,6 @@ class Ours:
 
         from gkd_jax.training import recall
 
-        self.program.recall.how = "by epoch"  # of all views only those that are seen
         cache = self.program.recall.cache
         last = len(self.job.dataset.train_labels) * self.job.dataset.num_views
         batch = done = min(recall.views_at_once(self._jax.devices()[0].platform), last // 3)
@@ -182,8 +190,9 @@ class Ours:
         from gkd_jax import models
 
         with models.fixed_form("plain"):
-            other = type(self)(self._setup | {"images": self._setup["batch"]})
-        return other.program.step_at(0, other.state, other.plan, other.fixed)
+            program = _program({**self._setup, "images": self._setup["batch"]})
+            state, frozen = program.initial()
+            return program.step_at(0, state, program.plan(0), program.fixed(frozen))
 
     def _launches(self) -> float | None:
         """Returns the kernels that a step starts on the first device, by the profiler; None if it does not tell."""

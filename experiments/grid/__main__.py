@@ -117,12 +117,14 @@ def _engine(given: argparse.Namespace) -> Engine:
 def _record(grid: Grid, given: argparse.Namespace, out: pathlib.Path, command: str) -> None:
     """Writes grid.json, unless the folder is another grid's."""
     file = out / tasks.GRID
-    before = finished.read(file).get("grid") if file.exists() else None
-    if before is not None and _bare(before) != _bare(given.grid):
-        raise UserError(f"--out: {out} holds the grid {before}, not {given.grid}; choose another folder")
+    before = finished.read(file) if file.exists() else {}
+    if "grid" in before and _bare(before["grid"]) != _bare(given.grid):
+        raise UserError(f"--out: {out} holds the grid {before['grid']}, not {given.grid}; choose another folder")
     run_as = plan.shared(grid.cells)
     listed = [{"name": cell.name, "run": run_as[cell.name], "labels": dict(cell.labels)} for cell in grid.cells]
-    facts = {"title": grid.title, "grid": given.grid, "command": command}
+    # Each that it was run by, in parts perhaps
+    commands = list(dict.fromkeys([*before.get("commands", ()), command]))
+    facts = {"title": grid.title, "grid": given.grid, "commands": commands}
     write_json(file, {**facts, "baseline": grid.baseline, "within": grid.within, "cells": listed})
 
 

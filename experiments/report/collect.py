@@ -217,7 +217,7 @@ def read_grid(folder: pathlib.Path) -> dict[str, Any]:
     if not (folder / GRID).is_file():
         raise UserError(f"{folder} has no {GRID}: it must be the --out folder of python -m experiments.grid")
     grid = read(folder / GRID)
-    kinds = {"title": str, "grid": str, "command": str, "baseline": dict, "within": list, "cells": list}
+    kinds = {"title": str, "grid": str, "commands": list, "baseline": dict, "within": list, "cells": list}
     for field, kind in kinds.items():
         if not isinstance(grid.get(field), kind):
             raise UserError(f"{folder / GRID}: damaged: {field} must be a {kind.__name__}, not {grid.get(field)!r}")

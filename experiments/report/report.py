@@ -168,7 +168,7 @@ def _origin(found: Found, command: str, now: datetime.datetime) -> list[tuple[st
     ours |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     several = len(versions) > 1
     return [
-        ("Grid", found.grid["command"]),
+        *(("Grid", str(each)) for each in found.grid["commands"]),
         ("Grid file", found.grid["grid"]),
         ("Baseline", ", ".join(f"{k} {v}" for k, v in found.grid["baseline"].items()) or "none"),
         ("Report", command),

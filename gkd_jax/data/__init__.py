@@ -1,7 +1,8 @@
 """Images: where they come from, in which order they are seen, and in which views."""
 
 from gkd_jax.data.augment import strong
-from gkd_jax.data.dataset import Dataset, Sizes
+from gkd_jax.data.dataset import Dataset
+from gkd_jax.data.identified import Sizes
 from gkd_jax.data.opened import AnyDataset, open_data
 from gkd_jax.data.plan import epoch_plan, steps_per_epoch
 from gkd_jax.data.sources import Description, describe, load, names, register

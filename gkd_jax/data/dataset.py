@@ -3,72 +3,39 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gkd_jax.data import views
 from gkd_jax.data.checks import Arrays
+from gkd_jax.data.identified import Identified, Sizes
 from gkd_jax.data.split import split_rows
 from gkd_jax.errors import UserError
 
 
-class Sizes(NamedTuple):
-    """Number of images of each split."""
-
-    train: int
-    val: int
-    test: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset(Identified):
     """Images and labels, unpadded and not normalised, as NumPy arrays.
 
+    `mean` and `std` are of *all* training images of the source, the validation split among them, so that a teacher and
+    a student with different splits see an image alike.
+
     Attributes:
-      name: the source.
       train_images, val_images, test_images: uint8 [n, h, w, c]; of validation and test split n may be 0.
       train_labels, val_labels, test_labels: int32 [n].
-      class_names: one for each class.
-      mean, std: float32 [c], of pixels scaled to [0, 1]; of *all* training images of the source, the validation split
-        among them, so that a teacher and a student with different splits see an image alike.
-      pad: pixels of zeros around an image, of which crops are taken.
-      flip: whether mirror images are among its views.
-      val_fraction, split_seed, num_train: what the split was made with.
-      train_rows, val_rows: int32, where the examples stood among the source's training images.
       labels: int32, of all the source's training images.
-      train_digest: SHA-256 of the source's training images and labels, of which some may be held out.
-      source_digest: SHA-256 of the source's images and labels; where the test split was not read, of none in its place,
-        which is that of no source.
-      digest: SHA-256 of the three splits; neither `pad`, `flip`, `mean` nor `std` is in it.
+      pad: pixels of zeros around an image, of which crops are taken.
     """
 
-    name: str
     train_images: np.ndarray
     train_labels: np.ndarray
     val_images: np.ndarray
     val_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    pad: int
-    flip: bool
-    val_fraction: float
-    split_seed: int
-    num_train: int | None
-    train_rows: np.ndarray
-    val_rows: np.ndarray
     labels: np.ndarray
-    train_digest: str
-    source_digest: str
-    digest: str
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    pad: int
 
     @property
     def num_views(self) -> int:
@@ -91,23 +58,11 @@ class Dataset:
         """Bytes of all images in memory."""
         return sum(images.nbytes for images in (self.train_images, self.val_images, self.test_images))
 
-    def record(self) -> dict[str, Any]:
-        """Returns what to keep beside a checkpoint, as JSON can hold it: which images the network was trained on."""
-        return {
-            "source": self.name,
-            "train_digest": self.train_digest,
-            "source_digest": self.source_digest,
-            "digest": self.digest,
-            "val_fraction": self.val_fraction,
-            "split_seed": self.split_seed,
-            "num_train": self.num_train,
-        }
-
     def seen_by(self, record: Mapping[str, Any]) -> int | None:
         """Returns how many of these validation images were trained on by a network with that `record`.
 
         Args:
-          record: from `Dataset.record` of the network's data, a teacher's for example.
+          record: from `Identified.record` of the network's data, a teacher's for example.
 
         Returns:
           None if it cannot be said, since the network's images came from another source.

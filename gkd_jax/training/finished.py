@@ -35,7 +35,7 @@ class Finished:
       model: pure functions.
       variables: for `model.apply`; the averages, where the run kept any.
       step: how many steps it was trained for.
-      record: which images it was trained on, see `Dataset.record`.
+      record: which images it was trained on, see `data.identified`.
     """
 
     config: Mapping[str, Any]

@@ -115,7 +115,7 @@ def write(folder):
     grid = {
         "title": TITLE,
         "grid": "experiments/grids/example.py",
-        "command": "python -m experiments.grid --grid experiments/grids/example.py --out <here>",
+        "commands": ["python -m experiments.grid --grid experiments/grids/example.py --out <here>"],
         "baseline": {"method": "kd", "schedule": "constant"},
         "within": ["pair", "dataset"],
         "cells": cells,

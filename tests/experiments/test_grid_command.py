@@ -149,12 +149,18 @@ def test_a_whole_grid(ask, there):
     assert [each["name"] for each in written["cells"]] == names  # all of them, for the report
     assert written["cells"][1]["labels"] == {"method": "kd"}
     assert (written["title"], written["grid"], written["baseline"]) == ("A test", "small.py", {"method": "kd"})
-    assert written["command"].startswith("python -m experiments.grid --grid small.py --out ")
+    (first,) = written["commands"]
+    assert first.startswith("python -m experiments.grid --grid small.py --out ")
+    assert first.endswith(" --only kd")
     engine = Fake({"runs/alone": "no"})
     status, out, err = ask("--grid", "small.py", "--out", "out", "--workers=2", engine=engine)
     assert (status, engine.started, engine.closed) == (1, ["runs/alone"], True)
     assert "runs/alone: no\n3 of 4 cells are finished" in out
     assert "what failed is in out/failed" in out
+    ask("--grid", "small.py", "--out", "out", "--workers=2", engine=Fake())
+    # A grid that was run in parts names every command, and each once
+    second = "python -m experiments.grid --grid small.py --out out --workers=2"
+    assert json.loads((there / "out" / "grid.json").read_text())["commands"] == [first, second]
 
 
 def test_a_grid_that_was_moved_has_nothing_to_do_and_its_report_finds_all(ask, there):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gkd_jax.data.dataset import Sizes
+from gkd_jax.data.identified import Identified, Sizes
 from gkd_jax.data.split import shuffled, train_size, val_size
 from gkd_jax.data.stream.records import Records, name_of, open_splits
 from gkd_jax.errors import UserError
@@ -17,47 +17,25 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SMALLEST = 8
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Streamed:
-    """A data set whose images are read when they are needed; the rest is as in `Dataset`.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Streamed(Identified):
+    """A data set whose images are read when they are needed.
+
+    `mean` and `std` are ImageNet's. The split is drawn by row and, unlike that of a set that is held in memory, not
+    stratified, since labels are known only where the images were read. The digests are of what the files are, see
+    `records.Splits`, and of the rows.
 
     Attributes:
-      name: the source.
       train, test: the records of the two splits on disk; without the test split that of training stands in its place,
         and is not looked at.
       tested: whether there is a test split.
-      train_rows, val_rows: int32, places of the training and of the validation images in `train`.
-      class_names: one for each class.
-      mean, std: float32 [3], ImageNet's.
       image_size: side of the crops.
-      flip: whether they are mirrored at random.
-      val_fraction, split_seed, num_train: what the split was made with. It is drawn by row and, unlike that of a set
-        that is held in memory, not stratified, since labels are known only where the images were read.
-      train_digest, source_digest, digest: SHA-256 of what the files are, see `records.Splits`, and of the rows.
     """
 
-    name: str
     train: Records
     test: Records
     tested: bool
-    train_rows: np.ndarray
-    val_rows: np.ndarray
-    class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
     image_size: int
-    flip: bool
-    val_fraction: float
-    split_seed: int
-    num_train: int | None
-    train_digest: str
-    source_digest: str
-    digest: str
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -73,18 +51,6 @@ class Streamed:
     def nbytes(self) -> int:
         """Bytes of all images in memory: none."""
         return 0
-
-    def record(self) -> dict[str, Any]:
-        """Returns what to keep beside a checkpoint; see `Dataset.record`."""
-        return {
-            "source": self.name,
-            "train_digest": self.train_digest,
-            "source_digest": self.source_digest,
-            "digest": self.digest,
-            "val_fraction": self.val_fraction,
-            "split_seed": self.split_seed,
-            "num_train": self.num_train,
-        }
 
     def seen_by(self, record: Mapping[str, Any]) -> int | None:
         """Returns how many of these validation images a network with that `record` was trained on; see `Dataset`."""
