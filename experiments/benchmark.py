@@ -104,11 +104,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     for name, peer in able.items():
         found["peers"][name] = report.side(peer.rates, peer.ready, peer.finish())
         found["peers"][name]["ratio"] = report.ratio(ours.rates, peer.rates)
-    if able:
-        field = min((name for name in able if name in FIELD), key=lambda name: found["peers"][name]["ratio"])
-        fastest = min(able, key=lambda name: found["peers"][name]["ratio"])
-        found |= {"peer": found["peers"][field], "ratio": found["peers"][field]["ratio"], "better_layout": field}
-        found |= {"fastest": fastest, "ratio_fastest": found["peers"][fastest]["ratio"]}
+    found |= report.verdict(found["peers"], FIELD)
     found["roofline"] = report.roofline(found["ours"], given.batch * given.seeds, **limits["rates"])
     if ours.ready["fill"] and not given.student_only:
         found["fill"] = ours.ready["fill"]

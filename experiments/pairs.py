@@ -5,6 +5,7 @@
 The table is read from the configurations themselves, so that it cannot say anything else than what is run.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,11 @@ from gkd_jax.training import resolve as training
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "pairs.md"
 _SHOWN = ("resnet32x4", "resnet8x4")
-_OF_LINE = ("term", "weight", "every", "view", "balance", "schedule")
+_OF_LINE = ("term", "weight", "schedule")  # told in other words
+_USUAL = {"every": 1, "view": "weak", "balance": False}  # of a line, and not worth telling
+_NAMES = ("recipe", "teacher.model", "student.model")  # which the tables are about
+
+_CONSTANT = {"name": "constant", "value": 1.0}
 
 HEAD = """\
 # The standard pairs and every method's settings
@@ -33,6 +38,8 @@ method on the pair, and says whether that was the best or the last epoch.
 The recipe is RepDistiller's unless a method says otherwise: 240 epochs, batch 64, SGD with momentum 0.9 and weight
 decay 5e-4 on all parameters, learning rate 0.05 (0.01 for mobile and shuffle nets), divided by ten after epochs 150,
 180 and 210, crops of images padded by 4 and mirror images.
+
+Behind a weight stand all settings of the term, those of cross-entropy where they are not its defaults.
 """
 
 DIFFERENCES = """\
@@ -51,25 +58,21 @@ DIFFERENCES = """\
 """
 
 
+@functools.cache
 def resolve(method: str, pair: tuple[str, str]) -> dict[str, Any]:
-    """Returns a method's objective and recipe on a pair of CIFAR-100."""
+    """Returns a method's configuration on a pair of CIFAR-100, the objective's fields among those of the run."""
     resolved = training.resolve(recipes.standard(*pair, published.DATASET, method))
-    return {
-        "epochs": resolved["epochs"],
-        "learning_rate": resolved["optimizer"]["learning_rate"],
-        "drops": resolved["optimizer"]["drops"],
-        "reuse_classifier": resolved["student"]["reuse_classifier"],
-        **resolved["objective"],
-    }
+    return {**{k: v for k, v in resolved.items() if k != "objective"}, **resolved["objective"]}
 
 
 def text() -> str:
     """Returns the whole file."""
-    rows = ["| method | cross-entropy | terms | source |", "|---|---|---|---|"]
+    rows = ["| method | cross-entropy | terms | instead of the recipe's | source |", "|---|---|---|---|---|"]
     apart: list[str] = []
     for method in recipes.names():
         shown = resolve(method, _SHOWN)
-        rows.append(f"| {method} | {_number(shown['ce']['weight'])} | {_terms(shown)} | {recipes.source(method)} |")
+        lines = _line(shown["ce"]), _terms(shown), _instead(shown)
+        rows.append(f"| {method} | {' | '.join(lines)} | {recipes.source(method)} |")
         apart += _apart(method, shown)
     pairs = "\n".join(f"- {teacher} to {student}" for teacher, student in published.pairs())
     return "\n".join(
@@ -97,15 +100,33 @@ def text() -> str:
 def _terms(shown: Mapping[str, Any]) -> str:
     found = []
     for label, line in shown["terms"].items():
-        given = {k: v for k, v in line.items() if k not in _OF_LINE}
-        if line["view"] != "weak":
-            given["view"] = line["view"]
-        options = ", ".join(f"{k} {_value(v)}" for k, v in given.items())
-        schedule = "" if line["schedule"]["name"] == "constant" else f", {_value(line['schedule'])}"
         name = label if label == line["term"] else f"{label} ({line['term']})"
-        found.append(f"{name} {_number(line['weight'])}{': ' if options else ''}{options}{schedule}")
-    extra = [f"{shown['epochs']} epochs, rate {shown['learning_rate']}"] if shown["epochs"] != 240 else []
-    return "; ".join(found + extra) or "none"
+        found.append(f"{name} {_line(line)}")
+    return "; ".join(found) or "none"
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    """Returns a line's weight and all of its settings; of cross-entropy, which has few, those that are no defaults."""
+    usual = {**_USUAL, "label_smoothing": 0.0} if line["term"] == "ce" else _USUAL
+    given = {k: v for k, v in line.items() if k not in _OF_LINE and not (k in usual and v == usual[k])}
+    options = ", ".join(f"{k} {_value(v)}" for k, v in given.items())
+    schedule = "" if line["schedule"] == _CONSTANT else f", {_value(line['schedule'])}"
+    return f"{_number(line['weight'])}{': ' if options else ''}{options}{schedule}"
+
+
+def _instead(shown: Mapping[str, Any]) -> str:
+    """Returns what a method sets outside of its lines."""
+    recipe = dict(config.leaves(resolve("alone", _SHOWN)))
+    found = {
+        name: v for name, v in config.leaves(shown) if name not in _NAMES and not name.startswith(("ce.", "terms."))
+    }
+    return ", ".join(f"{_short(name)} {_value(v)}" for name, v in found.items() if v != recipe.get(name, ()))
+
+
+def _short(name: str) -> str:
+    for prefix in ("terms.", "optimizer.", "student."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _apart(method: str, shown: Mapping[str, Any]) -> list[str]:
@@ -115,9 +136,11 @@ def _apart(method: str, shown: Mapping[str, Any]) -> list[str]:
         found = dict(config.leaves(resolve(method, pair)))
         light = config.standard_rate(pair[1]) != config.standard_rate("resnet")
         changed = {
-            name.removeprefix("terms."): value
+            _short(name): value
             for name, value in found.items()
-            if value != reference[name] and not (name == "learning_rate" and light and shown["epochs"] == 240)
+            if name not in _NAMES
+            and value != reference[name]
+            and not (name == "optimizer.learning_rate" and light and shown["epochs"] == 240)
         }
         if changed:
             told = ", ".join(f"{name} {_value(value)}" for name, value in changed.items())

@@ -1,6 +1,7 @@
 """Publishes a finished run's network as a teacher that others can name.
 
   python -m experiments.publish_teacher WORKDIR --name NAME [--seed SEED] [--data_dir DIR] [--note TEXT]
+      [--licence NAME]
   python -m gkd_jax.main --config ... --config.teacher.checkpoint=pretrained:NAME
 
 The weights are rounded to bfloat16 and written beside the manifest, in parts of at most 16 MB; the manifest is
@@ -9,7 +10,8 @@ the rounded weights, computed in float32 on the test images. A name is given onc
 
   --seed      which of several students that were trained together; the first by default
   --data_dir  the folder that the run's data set is in now, if not where its configuration says
-  --note      what else a reader should know: where the network comes from, and under which licence
+  --note      what else a reader should know: where the network comes from; needed of imported weights
+  --licence   under which the weights are published, Apache-2.0 by default; needed of imported weights, whose it then is
 """
 
 import argparse
@@ -52,7 +54,7 @@ def publish(
       seed: which of several students; the first by default.
       data_dir: of the run's data set; where its configuration says by default.
       note: for the manifest, where the network comes from; needed of one that was imported.
-      licence: likewise.
+      licence: of the weights, for the manifest; needed of those that were imported.
 
     Raises:
       UserError: if the run is not finished, its network was imported and nothing is said of where it comes from, its

@@ -13,7 +13,7 @@ python -m gkd_jax.main --config FILE.py[:ARGUMENT] [--workdir DIR] [--mode train
   --format       of export: stablehlo, safetensors, onnx, litert, one or more with commas between
   --quantize     int8: of litert a second file, calibrated on training images
   --max_drop     test accuracy that this one may lose (0.01)
-  --tolerance    by how much logits of the others may differ, as a share of the largest (1e-4)
+  --tolerance    by how much logits of the others may differ, as a share of the largest (1e-4; safetensors 1e-6)
   --export_seed  which student, where the run trained several; the first by default
 
   --coordinator=HOST:PORT --num_processes=N --process_id=0..N-1

@@ -15,7 +15,8 @@ from gkd_jax.training.resolve import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
-STREAMED = {"imagenet"}  # whose images are no arrays
+# Whose images are no arrays, and whose teacher is another run
+OWN_TESTS = {"imagenet", "assistant"}
 
 # What a file's argument is replaced by, and flags for one that names networks which take long to compile
 ARGUMENTS = {"cifar": ":speck_wide,speck,cifar100", "teacher": ":speck,cifar10"}
@@ -53,7 +54,7 @@ def test_the_commands_in_its_docstring_work(file, command, monkeypatch):
     assert json.loads(json.dumps(resolved)) == resolved
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in STREAMED], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in OWN_TESTS], ids=lambda file: file.stem)
 def test_it_takes_a_step(file, tmp_path):
     helpers.write_config(tmp_path, **helpers.images(train=18, test=8))
     workdir = tmp_path / "run"
@@ -72,9 +73,47 @@ def test_it_takes_a_step(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "argument"), [("cifar", "resnet20,resnet8"), ("teacher", "resnet20"), ("imagenet", "resnet34")]
+    ("file", "argument"),
+    [
+        ("cifar", "resnet20,resnet8"),
+        ("teacher", "resnet20"),
+        ("imagenet", "resnet34"),
+        ("assistant", "resnet110,resnet20,resnet8"),
+    ],
 )
 def test_an_argument_of_another_form_is_explained(file, argument):
     found = helpers.run("--config", ROOT / "configs" / f"{file}.py:{argument}", "--mode=print")
     assert found.status == 2
     assert f"stands behind the colon, not {argument!r}" in found.err
+
+
+def test_an_assistant_teaches_what_it_was_taught(tmp_path, monkeypatch):
+    """Two commands without a workdir: the second finds the first one's student."""
+    helpers.write_config(tmp_path, **helpers.images(train=16, test=8))
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config.{name}=1" for name in ("epochs", "teacher.epochs", "data.pad")]
+    flags += [
+        "--config.batch_size=16",
+        "--config.teacher.batch_size=16",
+        f"--config.data.source=npz:{tmp_path}/images.npz",
+    ]
+    flags += ["--config.plots=false", "--config.tensorboard=false"]
+    summaries = []
+    for links in ("cifar.py:speck_wide,speck", "assistant.py:speck_wide,speck,speck"):
+        found = helpers.run("--config", f"{ROOT / 'configs' / links},cifar100,kd", *flags)
+        assert found.status == 0, found.err
+        workdir = tmp_path / "runs" / re.sub(r"\W+", "-", links.replace(".py", "") + "-cifar100-kd")
+        summaries.append(json.loads((workdir / "summary.json").read_text()))
+    first, second = summaries
+    assert second["teacher"]["params_sha256"] == first["student"]["params_sha256"]
+    assert (first["teacher"]["model"], second["teacher"]["model"]) == ("speck_wide", "speck")
+    assert not (workdir / "teacher").exists()
+
+
+def test_without_the_first_command_the_assistant_is_missing(tmp_path, monkeypatch):
+    helpers.write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    argument = f"speck_wide,speck,speck,npz:{tmp_path}/images.npz"
+    found = helpers.run("--config", f"{ROOT / 'configs' / 'assistant.py'}:{argument}")
+    assert found.status == 2
+    assert re.search(r"runs/cifar-speck_wide-speck-npz-.*images.npz", found.err), found.err

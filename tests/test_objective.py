@@ -532,7 +532,12 @@ def test_what_a_line_cannot_be_is_said(written, message):
 
 @pytest.mark.parametrize(
     ("term", "option", "allowed"),
-    [("wasserstein", "epsilon", "none"), ("kd", "standardize", "temperature"), ("dkd", "alpha", "temperature")],
+    [
+        ("wasserstein", "epsilon", "temperature"),
+        ("kd", "standardize", "temperature"),
+        ("dkd", "alpha", "temperature"),
+        ("crd", "temperature", "none"),
+    ],
 )
 def test_an_option_that_cannot_be_a_schedule_is_said(term, option, allowed):
     message = f"{option} of the term '{term}' takes no schedule; these do: {allowed}$"

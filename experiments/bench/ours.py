@@ -31,6 +31,9 @@ _TERMS: dict[str, tuple[str, dict[str, Any]]] = {
 _FILLED = 2.0  # seconds that the rate of a fill is measured for, after the call that compiles
 _WARMUP = 3
 _PROFILED = 2
+_IMAGES = 50_000  # that a run trains on
+_TESTED = 10_000  # images of an evaluation
+_EVALUATIONS = 3  # that are timed, the fastest of which is told
 
 
 def configuration(setup: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +59,35 @@ def configuration(setup: Mapping[str, Any]) -> dict[str, Any]:
         given.teacher.cache = "gradients" if "gm" in parts else "embedding" if {"w", "cg"} & {*parts} else "logits"
     given.teacher.cache_dir = "off"
     return resolve(given)
+
+
+def fill(views: int, *, epochs: int, per_epoch: int, seeds: int, batch: int) -> tuple[str, int]:
+    """Returns how a run would fill the empty cache of so many views, and by how many of the teacher's forwards.
+
+    Args:
+      views: of all images.
+      epochs: of the run.
+      per_epoch: views looked up in an epoch, those of all seeds together.
+      seeds: that draw batches of their own.
+      batch: views that are computed at a time.
+    """
+    import jax
+
+    from gkd_jax.training.cache import Cache
+
+    # The cache's own choice. It depends on the number of views and not on their rows: one number each, in host memory
+    cache = Cache(
+        lambda ids: {},
+        {"rows": ()},
+        size=views,
+        batch=batch,
+        where=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+        device_budget=0,
+        shards=None,
+        say=lambda text: None,
+    )
+    how, _ = cache.choose(epochs, per_epoch, seeds)
+    return how, min(cache.cost(epochs, per_epoch, seeds))
 
 
 def _program(setup: Mapping[str, Any]) -> Any:
@@ -84,8 +116,8 @@ class Ours:
         self._jax, self._setup = jax, setup
         self.program, self.step = _program(setup), 0
         self.job = self.program.job
-        self.state, frozen = self.program.initial()
-        self.fixed = self.program.fixed(frozen)
+        self.state, self._frozen = self.program.initial()
+        self.fixed = self.program.fixed(self._frozen)
         self.fill_rate = self._measure_fill()
         self.plan = self.program.plan(0)
         start = time.perf_counter()
@@ -153,27 +185,55 @@ class Ours:
     def _fill(self) -> dict[str, Any] | None:
         if self.program.recall is None or self.fill_rate is None:
             return None
-        from gkd_jax.training import cost, recall
+        from gkd_jax.training import recall
 
-        images, batch = 50_000, recall.views_at_once(self._jax.devices()[0].platform)
-        size, seeds = images * self.job.dataset.num_views, max(len(self.program.seeds), 1)
-        at_once = cost.up_front(size, batch)
-        epochs, seen = self.job.config["epochs"], images * seeds
-        lazily = cost.by_epoch(size, size=size, epochs=epochs, per_epoch=seen, batch=batch, seeds=seeds)
+        setup, seeds = self._setup, max(len(self.program.seeds), 1)
+        how, forwards = fill(
+            _IMAGES * self.job.dataset.num_views,
+            epochs=self.job.config["epochs"],
+            per_epoch=_IMAGES // setup["batch"] * setup["batch"] * seeds,
+            seeds=seeds,
+            batch=recall.views_at_once(self._jax.devices()[0].platform),
+        )
+        seconds = forwards / self.fill_rate
         return {
             "images_per_second": self.fill_rate,
-            "forwards": min(at_once, lazily),
-            "how": "up front" if at_once <= lazily else "by epoch",
-            "seconds": min(at_once, lazily) / self.fill_rate,
+            "forwards": forwards,
+            "how": how,
+            "seconds": seconds,
             "extrapolated": True,
         }
 
+    def _evaluation_seconds(self) -> float:
+        """Returns the seconds that the evaluation of all students on 10,000 images takes, its compilation apart.
+
+        As many of these are evaluated as there are training images, and the rest is taken to cost as much.
+        """
+        import numpy as np
+
+        from gkd_jax.training import evaluate, members
+
+        images = self.job.dataset.train_images[:_TESTED]
+        labels = np.zeros(len(images), np.int32)
+        mean, std, devices = self.job.dataset.mean, self.job.dataset.std, self.program.devices
+        evaluator = evaluate.Evaluator(self.program.networks.student, images, labels, mean, std, devices)
+        variables, seeds = self.state.evaluated(self._frozen), self.program.seeds
+        if seeds:
+            variables = members.one({**self.state.evaluated({}), **self._frozen}, 0)
+        evaluator(variables)
+        taken = []
+        for _ in range(_EVALUATIONS):
+            start = time.perf_counter()
+            evaluator(variables)  # its answer is on the host
+            taken.append(time.perf_counter() - start)
+        return min(taken) * _TESTED / len(images) * max(len(seeds), 1)
+
     def finish(self) -> dict[str, Any]:
-        """Returns peak memory, and the work of a step by XLA's count."""
+        """Returns peak memory, the work of a step by XLA's count, and the seconds of an evaluation."""
         jax = self._jax
         stats = jax.devices()[0].memory_stats()
         peak = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found: dict[str, Any] = {"peak_bytes": peak}
+        found: dict[str, Any] = {"peak_bytes": peak, "evaluation_seconds": self._evaluation_seconds()}
         one: Any = self.program.step_at(0, self.state, self.plan, self.fixed)
         # XLA counts those of one device; a CPU's devices are one machine, whose rates are known
         devices = len(self.program.devices) if jax.devices()[0].platform == "cpu" else 1

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-EPOCH = 50_000
+from experiments.bench.protocol import OBJECTIVES
 
+EPOCH = 50_000
 
 # What a process says of itself and a reader must know
 _SAID = ("dtype", "devices", "convolutions", "steps_per_call", "seed_strategy", "threads", "float32_precision")
@@ -25,6 +26,32 @@ def side(rates: Sequence[float], ready: Mapping[str, Any], counted: Mapping[str,
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Returns the median of ours over theirs, window by window: a machine that drifts slows both of a pair."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def verdict(peers: Mapping[str, Mapping[str, Any]], field: Sequence[str]) -> dict[str, Any]:
+    """Returns what our rate is over the peer's, in the better of the field's settings and in the best of all.
+
+    The better setting is that over which ours is least: the one that is fastest window by window.
+
+    Args:
+      peers: by setting, from `side`, with their "ratio"; or with "unsupported", and left out.
+      field: settings of the loop that distillation projects have, in either layout.
+
+    Returns:
+      "better_layout" with its "peer" and "ratio", and "fastest" with its "ratio_fastest"; nothing without a peer.
+    """
+    able = {name: peer["ratio"] for name, peer in peers.items() if "unsupported" not in peer}
+    if not able:
+        return {}
+    layout = min((name for name in able if name in field), key=able.__getitem__)
+    fastest = min(able, key=able.__getitem__)
+    return {
+        "peer": peers[layout],
+        "ratio": able[layout],
+        "better_layout": layout,
+        "fastest": fastest,
+        "ratio_fastest": able[fastest],
+    }
 
 
 def roofline(
@@ -59,6 +86,8 @@ def table(found: Mapping[str, Any]) -> str:
     setup, ours = found["setup"], found["ours"]
     teacher, student = setup["pair"]
     more = f", {setup['seeds']} seeds ({ours['seed_strategy']})" if setup["seeds"] > 1 else ""
+    if "w" in OBJECTIVES[setup["objective"]]:
+        more += f"; Sinkhorn's solver: {setup['solver']}" + ", the peer's a loop in PyTorch" * bool(found["peers"])
     more += "; the teacher's outputs are given to both" if setup["student_only"] else ""
     lines = [
         f"### {teacher} to {student}, {setup['objective']}, cache {setup['cache']}, batch {setup['batch']}{more}",

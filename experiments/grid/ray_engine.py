@@ -25,6 +25,8 @@ from gkd_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DETECTED = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # Ray's option: its name in what a node has
+# What `serve` needs of this package: it is sent to nodes that may not find it
+_TASK, _LOG = tasks.TASK, tasks.LOG
 _SPARE = 2  # tasks that wait in Ray's queue, so that no node idles until the next call of `start`
 _POLL = 0.1  # seconds between looks at a process
 # Nothing is sent home, and nothing that Ray's processes say is printed into the grid's table
@@ -128,7 +130,8 @@ class RayEngine:
         try:
             trouble, code, seconds = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            return Outcome(task.name, f"Ray gave it up: {_first_line(error)}", time.monotonic() - since)
+            why = getattr(error, "cause", None) or error  # of an exception in `serve` the text begins with its name
+            return Outcome(task.name, f"Ray gave it up: {_first_line(why)}", time.monotonic() - since)
         printed = process.tail(process.log(task), size)
         elsewhere = trouble is None and code == process.AT_WORK
         return Outcome(task.name, trouble or process.error(code, printed), seconds, elsewhere)
@@ -178,7 +181,7 @@ def serve(command: list[str], where: str, root: str, folder: str, gpus: float) -
     before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     start, asked = time.perf_counter(), False
     try:
-        with (pathlib.Path(folder) / tasks.LOG).open("ab") as log:
+        with (pathlib.Path(folder) / _LOG).open("ab") as log:
             running = subprocess.Popen(
                 command,
                 cwd=where,
@@ -201,8 +204,8 @@ def serve(command: list[str], where: str, root: str, folder: str, gpus: float) -
 
 
 def _missing(command: Sequence[str], where: str, root: str, folder: str) -> str | None:
-    if not (pathlib.Path(folder) / tasks.TASK).is_file():
-        return f"does not see {folder}/{tasks.TASK}: --out must be a folder that all nodes share"
+    if not (pathlib.Path(folder) / _TASK).is_file():
+        return f"does not see {folder}/{_TASK}: --out must be a folder that all nodes share"
     if not (pathlib.Path(root) / "experiments").is_dir():
         return f"has no repository of gkd_jax in {root}"
     if not pathlib.Path(where).is_dir():

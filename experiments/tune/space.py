@@ -1,6 +1,6 @@
 """What is searched: numbers of a configuration, and in which bounds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -10,15 +10,18 @@ from gkd_jax.errors import UserError, unknown
 
 _FACTOR = 10.0
 _INFLECTION, _RATE, _TEMPERATURE = (0.05, 0.4), (4.0, 20.0), (1.0, 8.0)
-_GOMPERTZ = "gompertz"
+_GOMPERTZ, _ADAPTIVE = "gompertz", "gompertz_adaptive"
+# Of an adaptive schedule the least fitted inflection may not exceed the one that the fit is drawn to: what is searched
+# of either ends here, so that every pair of draws is allowed
+_LEAST, _PARTING = 0.02, 0.15
 
 
 class Parameter(NamedTuple):
     """A number that is searched.
 
     Attributes:
-      name: "weight.LABEL", "inflection", "rate" or "temperature", and ".LABEL+LABEL" behind these three where the
-        configuration has several values of them.
+      name: "weight.LABEL", "inflection", "min_inflection", "rate" or "temperature", and ".LABEL+LABEL" behind all but
+        the first where the configuration has several values of them.
       low, high: its bounds.
       log: whether it is drawn uniformly by its logarithm.
       given: what the configuration has, in all the fields.
@@ -64,13 +67,24 @@ def _weights(config: ConfigDict) -> Iterator[Parameter]:
 
 
 def _inflection(config: ConfigDict) -> Iterator[Parameter]:
-    # A displacement says the same otherwise, and both together are refused
-    blocks = {field: block for field, block in _gompertz(config).items() if block.get("displacement") is None}
-    yield from _together("inflection", _INFLECTION, blocks)
+    bounds = {}
+    for field, block in _gompertz(config).items():
+        if block.name == _ADAPTIVE:
+            bounds[field] = _parting(block), _INFLECTION[1]
+        elif block.get("displacement") is None:  # which says the same otherwise, and both together are refused
+            bounds[field] = _INFLECTION
+    yield from _together("inflection", bounds, _gompertz(config))
+
+
+def _min_inflection(config: ConfigDict) -> Iterator[Parameter]:
+    blocks = _gompertz(config)
+    bounds = {field: (_LEAST, _parting(block)) for field, block in blocks.items() if block.name == _ADAPTIVE}
+    yield from _together("min_inflection", bounds, blocks)
 
 
 def _rate(config: ConfigDict) -> Iterator[Parameter]:
-    yield from _together("rate", _RATE, _gompertz(config))
+    blocks = _gompertz(config)
+    yield from _together("rate", dict.fromkeys(blocks, _RATE), blocks)
 
 
 def _temperature(config: ConfigDict) -> Iterator[Parameter]:
@@ -80,12 +94,13 @@ def _temperature(config: ConfigDict) -> Iterator[Parameter]:
         for label, line in _terms(config)
         if isinstance(line.get("temperature"), int | float) and line.temperature > 1
     }
-    yield from _together("temperature", _TEMPERATURE, softening)
+    yield from _together("temperature", dict.fromkeys(softening, _TEMPERATURE), softening)
 
 
 KINDS: dict[str, Callable[[ConfigDict], Iterator[Parameter]]] = {
     "weights": _weights,
     "inflection": _inflection,
+    "min_inflection": _min_inflection,
     "rate": _rate,
     "temperature": _temperature,
 }
@@ -99,25 +114,42 @@ def _terms(config: ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def _gompertz(config: ConfigDict) -> dict[str, Any]:
-    """Returns the Gompertz schedules that weigh something, by field."""
+    """Returns the Gompertz schedules that weigh something, adaptive ones too, by field."""
     objective = config.objective
     if objective.mode == "convex":
         blocks = {"objective.schedule": objective.schedule}
     else:
         blocks = {"objective.ce.schedule": objective.ce.schedule}
         blocks |= {f"objective.terms.{label}.schedule": line.schedule for label, line in _terms(config)}
-    return {field: block for field, block in blocks.items() if block.name == _GOMPERTZ}
+    return {field: block for field, block in blocks.items() if block.name in (_GOMPERTZ, _ADAPTIVE)}
 
 
-def _together(name: str, bounds: tuple[float, float], blocks: dict[str, Any]) -> Iterator[Parameter]:
-    """Yields one parameter for each value that these blocks have in their field `name`, in bounds that include it."""
+def _parting(block: Any) -> float:
+    """Returns where an adaptive schedule's inflections end below and begin above; its own are on either side."""
+    return min(max(_PARTING, _given(block, "min_inflection")), _given(block, "inflection"))
+
+
+def _given(block: Any, name: str) -> float:
+    """Returns a field of a schedule or of a term's line; of a schedule its default, where it is left open."""
+    value = block.get(name)
+    return float(curves.PARAMETERS[block.name][name] if value is None else value)
+
+
+def _together(name: str, bounds: Mapping[str, tuple[float, float]], blocks: Mapping[str, Any]) -> Iterator[Parameter]:
+    """Yields one parameter for each value that blocks have in their field `name`, in bounds that include it.
+
+    Args:
+      name: of the field.
+      bounds: of each block that is searched, by its own field; those of equal value share what is in the bounds of all.
+      blocks: by field, these among them.
+    """
     alike: dict[float, list[str]] = {}
-    for field, block in blocks.items():
-        given = block.get(name)
-        alike.setdefault(float(curves.PARAMETERS[_GOMPERTZ][name] if given is None else given), []).append(field)
+    for field in bounds:
+        alike.setdefault(_given(blocks[field], name), []).append(field)
     for given, places in alike.items():
         full = name if len(alike) == 1 else f"{name}.{'+'.join(map(_label, places))}"
-        low, high = min(bounds[0], given), max(bounds[1], given)
+        low, high = max(bounds[place][0] for place in places), min(bounds[place][1] for place in places)
+        low, high = min(low, given), max(high, given)
         yield Parameter(full, low, high, False, given, tuple(f"{place}.{name}" for place in places))
 
 

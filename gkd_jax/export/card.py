@@ -12,7 +12,7 @@ from gkd_jax.training.imported import RECORD as IMPORTED
 _LOADING: Mapping[str, tuple[str, str, str, str]] = {
     "stablehlo": (
         "StableHLO",
-        "pip install jax flatbuffers",
+        "`pip install jax flatbuffers`",
         "For any number of images, on CPU, CUDA and TPU. JAX reads such a file for six months after the version that "
         "wrote it.",
         """\
@@ -24,7 +24,7 @@ names = [json.load(open("classes.json"))[i] for i in logits.argmax(-1)]""",
     ),
     "safetensors": (
         "safetensors",
-        "pip install gkd_jax",
+        "`pip install .` in a checkout of gkd_jax",
         "Weights, in the names of gkd_jax. The constants of normalisation and the names of the classes are metadata of "
         "the file, and `logits` heeds them.",
         """\
@@ -35,7 +35,7 @@ names = [network.class_names[i] for i in logits.argmax(-1)]""",
     ),
     files.TORCH: (
         "safetensors for PyTorch",
-        "pip install torch safetensors",
+        "`pip install torch safetensors`",
         "Weights alone, in PyTorch's names and layout, for `network`, the module of this name in RepDistiller, "
         "mdistiller or torchvision.",
         """\
@@ -47,7 +47,7 @@ names = [json.load(open("classes.json"))[i] for i in logits.argmax(-1)]""",
     ),
     "onnx": (
         "ONNX",
-        "pip install onnxruntime",
+        "`pip install onnxruntime`",
         "For any number of images. The class names are in the file's metadata.",
         """\
 import json, onnxruntime
@@ -58,7 +58,7 @@ names = [classes[i] for i in logits.argmax(-1)]""",
     ),
     "litert": (
         "LiteRT",
-        "pip install ai-edge-litert",
+        "`pip install ai-edge-litert`",
         "One image at a time. The class names are `labels.txt` in the archive at the end of the file.",
         """\
 import zipfile; from ai_edge_litert.interpreter import Interpreter
@@ -185,7 +185,7 @@ def _loading(record: Mapping[str, Any]) -> Iterator[str]:
 def _block(kind: str, record: Mapping[str, Any]) -> Iterator[str]:
     title, install, remark, code = _LOADING[kind]
     yield f"### {title}"
-    yield f"`{install}`. {remark}"
+    yield f"{install}. {remark}"
     for name in ("mean", "std"):
         code = code.replace(name.upper(), str([round(value, 6) for value in record[name]]))
     yield f"```python\n{code}\n```"

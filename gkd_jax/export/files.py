@@ -32,6 +32,7 @@ class File(NamedTuple):
         accuracy counts.
       write: `(path) -> None`.
       ask: `(path) -> Answer` on all test images, by the format's own runtime.
+      class_names: that travel in the file, as its format can hold them; None where it has no place.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class File(NamedTuple):
     tolerance: float | None
     write: Callable[[pathlib.Path], None]
     ask: Callable[[pathlib.Path], Answer]
+    class_names: tuple[str, ...] | None = None
 
 
 def require(options: Options) -> None:
@@ -58,15 +60,16 @@ def files(student: Student, options: Options) -> Iterator[File]:
         elif name == "safetensors":
             yield from _weights(student, tolerance)
         elif name == "onnx":
-            yield File(name, "model.onnx", tolerance, _write(onnx, served), _ask(onnx, images))
+            yield File(name, "model.onnx", tolerance, _write(onnx, served), _ask(onnx, images), served.class_names)
         else:
-            yield File(name, "model.tflite", tolerance, _write(litert, served), _ask(litert, images))
+            names = litert.labels(served)
+            yield File(name, "model.tflite", tolerance, _write(litert, served), _ask(litert, images), names)
     if options.quantize:
 
         def quantised(path: pathlib.Path) -> None:
             litert.write(served, path, student.calibration())
 
-        yield File(INT8, "model_int8.tflite", None, quantised, _ask(litert, images))
+        yield File(INT8, "model_int8.tflite", None, quantised, _ask(litert, images), litert.labels(served))
 
 
 def _write(module: Any, served: Served) -> Callable[[pathlib.Path], None]:
@@ -88,21 +91,22 @@ def _weights(student: Student, tolerance: float) -> Iterator[File]:
     def write(path: pathlib.Path) -> None:
         weights.write(served, variables, path, final=student.final)
 
-    yield File("safetensors", "weights.safetensors", tolerance, write, ask)
+    yield File("safetensors", "weights.safetensors", tolerance, write, ask, served.class_names)
     arrays = weights.in_torch(served.name, variables)
     if arrays is None:
         return
 
     def ask_torch(path: pathlib.Path) -> Answer:
         channels, classes = served.image_shape[2], len(served.class_names)
-        read = torch.convert(served.name, torch.read(path), num_classes=classes, channels=channels)
-        model = network(served.name, classes, conv=form)
-        return Answer(student.ask(model, read), None, "gkd_jax.interop.torch")
+        arrays, runtime = weights.read_torch(path)
+        read = torch.convert(served.name, arrays, num_classes=classes, channels=channels)
+        model, names = network(served.name, classes, conv=form), weights.classes(path)
+        return Answer(student.ask(model, read), None, runtime, names)
 
     def write_torch(path: pathlib.Path) -> None:
         weights.write_torch(served, arrays, path)
 
-    yield File(TORCH, "weights.torch.safetensors", tolerance, write_torch, ask_torch)
+    yield File(TORCH, "weights.torch.safetensors", tolerance, write_torch, ask_torch, served.class_names)
 
 
 class Judged(NamedTuple):
@@ -128,8 +132,12 @@ def judge(file: File, answer: Answer, own: Logits, labels: np.ndarray, max_drop:
       max_drop: see `Options`; it bounds the file that is quantised.
 
     Raises:
-      UserError: if its logits, or the accuracy of a quantised network, are farther from the run's own than is allowed.
+      UserError: if it names other classes, or its logits, or the accuracy of a quantised network, are farther from the
+        run's own than is allowed.
     """
+    if answer.class_names != file.class_names:
+        named, wanted = (list(names or ()) for names in (answer.class_names, file.class_names))
+        raise UserError(f"{file.name} names the classes {named}, and should name them {wanted}; nothing was exported")
     if answer.logits.shape != own.shape:
         raise UserError(f"{file.name} gives logits of shape {answer.logits.shape}, and should give {own.shape}")
     apart = np.abs(answer.logits - own).max(-1)

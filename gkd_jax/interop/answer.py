@@ -85,12 +85,27 @@ def unheard(*loggers: str) -> Iterator[None]:
 @contextlib.contextmanager
 def refused(kind: str, name: str) -> Iterator[None]:
     """Raises `UserError` for whatever a converter raises, which says it in types of its own."""
+    with _in_one_line(
+        lambda said: (
+            f"--format {kind}: the network {name!r} cannot be written in this format ({said}); leave {kind} out"
+        )
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def not_run(file: str, runtime: str) -> Iterator[None]:
+    """Raises `UserError` for whatever a runtime raises that is given a file."""
+    with _in_one_line(lambda said: f"{file} cannot be run by {runtime}: {said}"):
+        yield
+
+
+@contextlib.contextmanager
+def _in_one_line(sentence: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"--format {kind}: the network {name!r} cannot be written in this format ({said[:300]}); leave {kind} out"
-        ) from error
+        raise UserError(sentence(said[:300])) from error

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
-from gkd_jax.interop.answer import Answer, answer, needed, refused, unheard
+from gkd_jax.interop.answer import Answer, answer, needed, not_run, refused, unheard
 from gkd_jax.interop.recognised import LITERT, rewritten
 from gkd_jax.interop.served import INPUT, OUTPUT, Images, Served
 
@@ -41,7 +41,12 @@ def write(served: Served, path: pathlib.Path, calibration: Images | None = None)
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
         # A fixed date, so that the same network is the same file
-        archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{' '.join(name.split())}\n" for name in served.class_names))
+        archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{name}\n" for name in labels(served)))
+
+
+def labels(served: Served) -> tuple[str, ...]:
+    """Returns the class names as the file holds them, each on one line."""
+    return tuple(" ".join(name.split()) for name in served.class_names)
 
 
 def _converted(served: Served, calibration: Images | None) -> bytes:
@@ -72,7 +77,7 @@ def ask(path: pathlib.Path, images: Images) -> Answer:
     Raises:
       UserError: if it cannot run it.
     """
-    with refused("litert", path.name), _quiet():
+    with not_run(path.name, "the LiteRT interpreter"), _quiet():
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(str(path)).get_signature_runner()

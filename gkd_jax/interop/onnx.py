@@ -9,7 +9,7 @@ import pathlib
 
 from jax import export
 
-from gkd_jax.interop.answer import Answer, answer, needed, refused, unheard
+from gkd_jax.interop.answer import Answer, answer, needed, not_run, refused, unheard
 from gkd_jax.interop.recognised import ONNX, rewritten
 from gkd_jax.interop.served import INPUT, OUTPUT, Images, Served
 
@@ -49,7 +49,7 @@ def ask(path: pathlib.Path, images: Images) -> Answer:
     Raises:
       UserError: if it cannot run it.
     """
-    with refused("onnx", path.name):
+    with not_run(path.name, "ONNX Runtime"):
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)  # what it says otherwise is raised besides

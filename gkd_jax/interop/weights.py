@@ -4,6 +4,7 @@ Ours are read back by `load`, PyTorch's by `safetensors.torch.load_file` and `lo
 `python -m gkd_jax.import_weights`. Preprocessing is not in weights: its constants, and the class names, are metadata.
 """
 
+import importlib.metadata
 import json
 import pathlib
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def load(path: str | pathlib.Path, *, conv: str = "plain") -> Weights:
     try:
         known: dict[str, Any] = {name: tuple(json.loads(about[name])) for name in _LISTS if name in about}
         name, final = about["model"], known.pop("final", None)
-        classes, shape = known["class_names"], known["image_shape"]
+        classes, shape, *_ = (known[name] for name in ("class_names", "image_shape", "mean", "std"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its metadata are not what gkd_jax writes there ({error})") from error
     if name not in models.names():
@@ -131,6 +132,22 @@ def in_torch(model: str, variables: Variables) -> dict[str, np.ndarray] | None:
 def write_torch(served: Served, arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes what `in_torch` returned."""
     _save(arrays, path, _about(served, "pt"))
+
+
+def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the arrays in a file of `write_torch`, and what has read them: PyTorch where it is installed."""
+    try:
+        from safetensors.torch import load_file
+    except (ImportError, OSError):  # OSError: an installation that lacks a library
+        return torch.read(path), "gkd_jax.interop.torch"
+    arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    return arrays, f"torch {importlib.metadata.version('torch')}"
+
+
+def classes(path: pathlib.Path) -> tuple[str, ...] | None:
+    """Returns the class names in a file of `write` or `write_torch`, None if it has none."""
+    held = metadata(path).get("class_names")
+    return None if held is None else tuple(json.loads(held))
 
 
 def _about(served: Served, kind: str) -> dict[str, str]:

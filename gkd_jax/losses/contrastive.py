@@ -147,10 +147,14 @@ def crd_term(
     the step among the examples of other classes, with replacement (RepDistiller draws without where there are enough).
     The defaults are RepDistiller's.
 
+    Its unit is nats, a sum over 2 (1 + k) decisions of each example.
+
     Args:
       dim: width of the common space.
       negatives: k, for each example; may exceed the size of the training split.
-      temperature: τ.
+      temperature: τ, a number: no schedule, as the constants Z are means of exp(score / τ) at the first step. With
+        another τ later the scores would no longer be probabilities (τ from 0.07 to 0.14 divides the probability of
+        a score of 0.9 by 600).
       momentum: m of the memory.
 
     Raises:

@@ -6,12 +6,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses import fields
 from gkd_jax.losses.logit import at, check_positive, check_weights, softened
+from gkd_jax.losses.pairwise import centred
 from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
 
-# What the published code adds to the product of the lengths, and where, relative to the largest entry, a length is
-# nothing but rounding of the mean.
-_ADDED, _ROUNDING = 1e-8, 1e-6
+# What the published code adds to the product of the lengths.
+_ADDED = 1e-8
 
 
 def pearson(x: Float[Array, "n m"], y: Float[Array, "n m"]) -> Float[Array, " n"]:
@@ -24,21 +24,12 @@ def pearson(x: Float[Array, "n m"], y: Float[Array, "n m"]) -> Float[Array, " n"
       y: of the same shape.
 
     Returns:
-      One float32 value a row, from -1 to 1. A row whose entries are all the same up to rounding on either side has no
-      correlation: value and derivative are 0, never NaN.
+      One float32 value a row, without unit, from -1 to 1. A row whose entries are all the same up to rounding on either
+      side has no correlation (see `pairwise.centred`): value and derivative are 0, never NaN.
     """
-
-    def centred(x: Array) -> tuple[Array, Array, Array]:
-        x = x.astype(jnp.float32)
-        largest = jnp.max(jnp.abs(x), axis=1)
-        x = x - jnp.mean(x, axis=1, keepdims=True)
-        squared = jnp.sum(x * x, axis=1)
-        known = ~(squared <= (_ROUNDING * largest) ** 2)  # NaN counts as known, so that it is seen
-        # Replaced before the root: a `where` behind it would still multiply an infinite derivative by zero.
-        return x, jnp.sqrt(jnp.where(known, squared, 1)), known
-
     (x, of_x, known_x), (y, of_y, known_y) = centred(x), centred(y)
-    return jnp.where(known_x & known_y, jnp.sum(x * y, axis=1) / (of_x * of_y + _ADDED), 0)
+    lengths = of_x * of_y * max(x.shape[1] - 1, 1)  # a length is σ times the root of this
+    return jnp.where(known_x & known_y, jnp.sum(x * y, axis=1) / (lengths + _ADDED), 0)
 
 
 def dist(
@@ -67,9 +58,10 @@ def dist(
       gamma: γ, of those within a class.
 
     Returns:
-      A float32 scalar for the batch, from 0 to 2 T² (β + γ); each part is T² times a mean of one minus a correlation.
-      At equality a row or column whose centred entries have the length l counts 1e-8 / l² by the published constant:
-      nothing at usual probabilities, all of 1 for a class that no example of the batch is given, or a batch of one.
+      A float32 scalar for the batch, without unit, from 0 to 2 T² (β + γ); each part is T² times a mean of one minus a
+      correlation. At equality a row or column whose centred entries have the length l counts 1e-8 / l² by the published
+      constant: nothing at usual probabilities, all of 1 for a class that no example of the batch is given, or a batch
+      of one.
     """
     temperature = jnp.asarray(temperature, jnp.float32)
     q = jax.nn.softmax(softened(student_logits, temperature))
@@ -80,7 +72,7 @@ def dist(
 
 @register("dist")
 def dist_term(*, beta: float | int = 2.0, gamma: float | int = 2.0, temperature: Scheduled = 4.0) -> Term:
-    """The term "dist": `dist` between the logits of the batch.
+    """The term "dist": `dist` between the logits of the batch. It has no unit.
 
     Args:
       beta: weight of the relations between classes; published with 1 of the cross-entropy: 2.

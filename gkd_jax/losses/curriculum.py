@@ -40,7 +40,7 @@ reverse.defvjp(_forward, _backward)
 def ctkd_term(
     *, low: float | int = 1.0, span: float | int = 20.0, strength: Scheduled = 1.0, standardize: bool = False
 ) -> Term:
-    r"""The term "ctkd": `logit.kd` at a temperature that is trained to make it larger.
+    r"""The term "ctkd": `logit.kd`, in T² nats, at a temperature that is trained to make it larger.
 
     .. math:: T = \mathrm{low} + \mathrm{span} \cdot \mathrm{sigmoid}(\theta)
 

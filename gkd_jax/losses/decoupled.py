@@ -108,7 +108,7 @@ def dkd_term(
     temperature: Scheduled = 4.0,
     standardize: bool = False,
 ) -> Term:
-    r"""The term "dkd": α `target_kd` + β `nontarget_kd`, with the batch's labels.
+    r"""The term "dkd": α `target_kd` + β `nontarget_kd`, with the batch's labels, in T² nats.
 
     With α = 1 and, for each example, the teacher's 1 - p_y in the place of β, this would be "kd". The published weight
     rises linearly over the first 20 epochs, which is the schedule of the line. To schedule the two parts apart, take

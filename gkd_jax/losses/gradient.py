@@ -27,7 +27,7 @@ def residual(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> Float
       targets: y, the rows summing to 1: one-hot, smoothed or mixed.
 
     Returns:
-      One float32 row an example, summing to zero. Differentiable to any order in the logits.
+      One float32 row an example, in probability, summing to zero. Differentiable to any order in the logits.
     """
     targets = targets.astype(jnp.float32)
     p = jax.nn.softmax(logits.astype(jnp.float32))
@@ -57,8 +57,8 @@ def gradient_cosine(a: Float[Array, " b *shape"], b: Float[Array, " b *shape"]) 
       b: gradients of the teacher.
 
     Returns:
-      One float32 value an example, from 0 to 2. An example where either gradient is zero (no entry above 1e-30) has
-      value and derivative 0, never NaN. Derivatives are valid everywhere else.
+      One float32 value an example, without unit, from 0 to 2. An example where either gradient is zero (no entry above
+      1e-30) has value and derivative 0, never NaN. Derivatives are valid everywhere else.
     """
     return _angle(a, b)[0]
 
@@ -88,7 +88,8 @@ def classifier_gradient(
       teacher_embedding: h_T.
 
     Returns:
-      One float32 value an example, from 0 to 2; 0, with its derivative, where one of the gradients is zero.
+      One float32 value an example, without unit, from 0 to 2; 0, with its derivative, where one of the gradients is
+      zero.
     """
     teacher_logits, teacher_embedding = jax.lax.stop_gradient((teacher_logits, teacher_embedding))
     r, r_known = _angle(residual(student_logits, targets), residual(teacher_logits, targets))
@@ -185,8 +186,9 @@ def _of_classifier() -> Term:
 def gradient_term(*, wrt: str = "input", stage: int = -2) -> Term:
     """The term "gradient": one minus the cosine between gradients of the cross-entropy of student and teacher.
 
-    The cross-entropy is the sum over the batch, with the batch's targets. A step costs, in student forward passes where
-    plain distillation costs 3: "input" 6; "features" 3 (1 + share of the stages behind `stage`); "classifier" 3.
+    It has no unit. The cross-entropy is the sum over the batch, with the batch's targets. A step costs, in student
+    forward passes where plain distillation costs 3: "input" 6; "features" 3 (1 + share of the stages behind `stage`);
+    "classifier" 3.
 
     Args:
       wrt: what the gradients are taken in. "input", the normalised images (after Zagoruyko and Komodakis, `Paying More

@@ -63,8 +63,8 @@ def random_logit(at: str) -> Gradient:
 def jacobian_term(*, at: str = "label") -> Term:
     """The term "jacobian": `normalised_difference` of the gradients of one logit in the normalised image.
 
-    A step costs 6 student forward passes where plain distillation costs 3. Only the direction of the teacher's gradient
-    counts, so that a cache may hold it.
+    It has no unit. A step costs 6 student forward passes where plain distillation costs 3. Only the direction of the
+    teacher's gradient counts, so that a cache may hold it.
 
     Args:
       at: whose logit: "label", the class of the example, or "argmax", the class that the teacher thinks likeliest.

@@ -6,11 +6,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses import fields
+from gkd_jax.losses.pairwise import centred
 from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs
 
-# Of the standard deviation: what the published code adds, and where, relative to the largest logit, it is rounding.
-_ADDED, _ROUNDING = 1e-7, 1e-6
+# What the published code adds to the standard deviation.
+_ADDED = 1e-7
 
 
 def at(option: Scheduled, step: Array) -> ScalarLike:
@@ -41,7 +42,7 @@ def cross_entropy(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> 
       targets: y, the rows summing to 1: one-hot, smoothed or mixed.
 
     Returns:
-      One float32 value an example.
+      One float32 value an example, in nats: a sum over classes, at least the entropy of y.
     """
     return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
 
@@ -62,13 +63,8 @@ def standardised(logits: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
       Logits in float32, without unit. Those of an example whose logits are all the same up to rounding (σ at most 1e-6
       of the largest magnitude) are zeros with derivative zero; elsewhere the derivative grows like 1 / σ.
     """
-    z = logits.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(z), axis=-1, keepdims=True)
-    z = z - jnp.mean(z, axis=-1, keepdims=True)
-    variance = jnp.sum(z * z, axis=-1, keepdims=True) / max(z.shape[-1] - 1, 1)
-    known = ~(variance <= (_ROUNDING * largest) ** 2)  # NaN counts as known, so that it is seen
-    # Replaced before the root: a `where` behind it would still multiply an infinite derivative by zero.
-    return jnp.where(known, z / (jnp.sqrt(jnp.where(known, variance, 1)) + _ADDED), 0)
+    z, deviation, known = centred(logits)
+    return jnp.where(known[..., None], z / (deviation[..., None] + _ADDED), 0)
 
 
 def softened(logits: Float[Array, "*b c"], temperature: ScalarLike, standardize: bool = False) -> Float[Array, "*b c"]:
@@ -109,7 +105,7 @@ def kd(
 
 @register("ce")
 def cross_entropy_term(*, label_smoothing: float | int = 0.0) -> Term:
-    """The term "ce": `cross_entropy` with the batch's targets. It needs no teacher.
+    """The term "ce": `cross_entropy` with the batch's targets, in nats. It needs no teacher.
 
     Args:
       label_smoothing: share of each target that is spread evenly over the classes.
@@ -130,7 +126,7 @@ def cross_entropy_term(*, label_smoothing: float | int = 0.0) -> Term:
 
 @register("kd")
 def kd_term(*, temperature: Scheduled = 4.0, standardize: bool = False) -> Term:
-    """The term "kd": `kd` between the logits.
+    """The term "kd": `kd` between the logits, in T² nats.
 
     Args:
       temperature: a positive number, or a schedule `step -> temperature`.

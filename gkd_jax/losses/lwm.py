@@ -59,9 +59,10 @@ def attention_distance(student: Float[Array, "b h w"], teacher: Float[Array, "b 
 def lwm_term(*, at: str = "argmax", stage: int = -1) -> Term:
     """The term "lwm": `attention_distance` between the `grad_cam` of student and teacher for one class.
 
-    The student's weights α are differentiated too: of a map behind which only pooling and the classifier follow they
-    are the classifier's weights, and nothing is differentiated twice; of an earlier stage a step costs
-    3 (1 + share of the stages behind it) student forward passes, where plain distillation costs 3.
+    It has no unit, and is a sum over the positions of the smaller map. The student's weights α are differentiated too:
+    of a map behind which only pooling and the classifier follow they are the classifier's weights, and nothing is
+    differentiated twice; of an earlier stage a step costs 3 (1 + share of the stages behind it) student forward passes,
+    where plain distillation costs 3.
 
     Args:
       at: the class: "argmax", the one that the teacher thinks likeliest (after the paper, which takes the top one among

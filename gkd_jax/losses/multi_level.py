@@ -106,7 +106,7 @@ def mlkd_term(
     standardize: bool = False,
     halve: bool = False,
 ) -> Term:
-    """The term "mlkd": `mlkd` between the logits of one view.
+    """The term "mlkd": `mlkd` between the logits of one view, in T² nats and squared probabilities.
 
     The paper compares two views of each image, which are two lines here. Its published code, with a weight of 0.9 for
     all of it (9 with standardised logits, and base temperature 2) beside 0.1 of the cross-entropy of both views, has:

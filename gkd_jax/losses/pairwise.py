@@ -1,4 +1,4 @@
-"""Between all pairs of rows: inner products, squared distances, cosines; and the directions of single rows."""
+"""Between all pairs of rows: inner products, squared distances, cosines; of single rows: direction and spread."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,9 @@ from jaxtyping import Array, Bool, Float
 
 # Below this a vector counts as zero: its inverse enters the backward pass, where 1 / 1e-38 times a sum overflows.
 _NEGLIGIBLE = 1e-30
+
+# Of a spread, relative to the largest entry: below this it is nothing but rounding of the mean.
+_ROUNDING = 1e-6
 
 
 def unit(
@@ -31,6 +34,30 @@ def unit(
     # Zeros are replaced before the root: a `where` behind it would still multiply an infinite derivative by zero.
     x = jnp.where(known, x / jnp.where(known, size, 1), 1)
     return jnp.where(known, x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True)), 0), known[..., 0]
+
+
+def centred(
+    x: Float[Array, "*batch d"],
+) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    r"""Rows without their mean, and how far their entries spread.
+
+    .. math:: x - \bar x, \qquad \sigma^2 = \frac{1}{d - 1} \sum_i (x_i - \bar x)^2
+
+    Args:
+      x: rows, of any float type.
+
+    Returns:
+      In float32: rows that sum to zero, in the unit of x; σ of each, in the same unit; and whether a row spreads at
+      all. One whose σ is at most 1e-6 of its largest magnitude does not: the caller leaves it out, and its σ is 1, so
+      that derivatives stay finite. NaN counts as spread, so that it is seen.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.sum(x * x, axis=-1) / max(x.shape[-1] - 1, 1)
+    known = ~(variance <= (_ROUNDING * largest) ** 2)
+    # Replaced before the root: a `where` behind it would still multiply an infinite derivative by zero.
+    return x, jnp.sqrt(jnp.where(known, variance, 1)), known
 
 
 def inner_products(x: Float[Array, "*batch n d"], y: Float[Array, "*batch m d"]) -> Float[Array, "*batch n m"]:

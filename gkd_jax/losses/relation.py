@@ -198,14 +198,17 @@ def common_heads(key: PRNGKeyArray, student: Outputs, teacher: Outputs | None, w
 def in_common(
     heads: Heads, student: Outputs, teacher: Outputs | None
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-    """Returns the embeddings of both networks in the space of `common_heads`; only the teacher's head is trained."""
+    """Returns the embeddings of both networks in the space of `common_heads`.
+
+    Both heads are trained. Of the teacher it is the head alone: its embedding is a constant.
+    """
     target = jax.lax.stop_gradient(fields.embedding(teacher))
     return _EMBED.apply(heads["student"], fields.embedding(student)), _EMBED.apply(heads["teacher"], target)
 
 
 @register("sp", needs={"teacher.features"})
 def sp_term(student: Outputs, teacher: Outputs | None, *, stage: int = -1) -> Float[Array, ""]:
-    """The term "sp": `similarity_preserving` of one stage's maps.
+    """The term "sp": `similarity_preserving` of one stage's maps. It has no unit.
 
     Args:
       student: its outputs.
@@ -217,13 +220,13 @@ def sp_term(student: Outputs, teacher: Outputs | None, *, stage: int = -1) -> Fl
 
 @register("pkt", needs={"teacher.embedding"})
 def pkt_term(student: Outputs, teacher: Outputs | None) -> Float[Array, ""]:
-    """The term "pkt": `probabilistic_transfer` of the embeddings."""
+    """The term "pkt": `probabilistic_transfer` of the embeddings, in nats over the size of the batch."""
     return probabilistic_transfer(fields.embedding(student), fields.embedding(teacher))
 
 
 @register("rkd")
 def rkd_term(*, distance: float | int = 25.0, angle: float | int = 50.0) -> Term:
-    """The term "rkd": `relational_distance` and `relational_angle` of the embeddings, added up.
+    """The term "rkd": `relational_distance` and `relational_angle` of the embeddings, added up. It has no unit.
 
     Args:
       distance: weight of the distances; 0 leaves them out. The defaults are those of RepDistiller and of the paper's
@@ -253,6 +256,8 @@ def rkd_term(*, distance: float | int = 25.0, angle: float | int = 50.0) -> Term
 @register("cc")
 def cc_term(*, kind: str = "consecutive", dim: int = 128, gamma: float | int = 0.4, order: int = 2) -> Term:
     """The term "cc": correlation congruence between the embeddings.
+
+    "consecutive" is in squared units of the space behind the heads, a sum over its `dim`; "kernel" has no unit.
 
     Args:
       kind: "consecutive" (`consecutive_correlation`, as RepDistiller does it: the embeddings of student and teacher go

@@ -33,8 +33,8 @@ def simkd_term() -> Term:
 
     For a student that reuses its teacher's classifier (`student.reuse_classifier`), whose final map is the projected
     one: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (CVPR 2022, arXiv 2203.14001),
-    section 3.2. In the authors' code it is the mean over batch, positions and channels, and the only loss: the weight
-    of cross-entropy is 0.
+    section 3.2. Its unit is one squared feature, the mean over positions and channels. In the authors' code it is the
+    only loss: the weight of cross-entropy is 0.
 
     Raises:
       UserError: when it meets the networks, if the maps are of different width.

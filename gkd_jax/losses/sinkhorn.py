@@ -19,7 +19,7 @@ class Transport(NamedTuple):
     """Solutions of p problems.
 
     Attributes:
-      cost: the regularised cost of each.
+      cost: the regularised cost of each, in units of the ground cost.
       marginal_error: L1 distance of the plan's column sums to b; its row sums are a up to rounding.
     """
 
@@ -31,7 +31,7 @@ class Divergence(NamedTuple):
     """A debiased divergence, and how far the solver was from convergence.
 
     Attributes:
-      value: one for each pair of measures.
+      value: one for each pair of measures, in units of the ground cost.
       marginal_error: the largest L1 error of a marginal among the three problems behind each value; a constant.
     """
 

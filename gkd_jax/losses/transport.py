@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
 from gkd_jax.losses.fields import moments, pool_alike, tokens
+from gkd_jax.losses.logit import softened
 from gkd_jax.losses.pairwise import inner_products, squared_distances
 from gkd_jax.losses.sinkhorn import Divergence, debiased, floored, relative_epsilon
 
@@ -13,7 +14,9 @@ _TINY = 1e-8
 
 
 def normalise(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """Returns vectors divided by sqrt(their squared length + 1e-8), in float32: zero stays zero."""
+    """Returns vectors divided by sqrt(their squared length + 1e-8), in float32 and without unit: zero stays zero."""
+    # Not `pairwise.unit`, whose derivative grows like 1 / length down to lengths of 1e-30 and then jumps to 0: what a
+    # ReLU leaves all but empty would steer the transport. With the constant inside the root, it fades into zero.
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _TINY)
 
@@ -66,7 +69,8 @@ def sinkhorn_divergence(
       solver: "ott" or "unrolled".
 
     Returns:
-      A float32 scalar for the batch, zero at equality, with its marginal error. Derivatives are of first order only; at
+      A float32 scalar for the batch, zero at equality, with its marginal error. It has no unit: a squared distance
+      between vectors of length 1, plus η, averaged over the batch by the plan. Derivatives are of first order only; at
       the defaults they are within 3 % of those at convergence.
 
     Raises:
@@ -102,7 +106,8 @@ def sinkhorn_tokens(
       solver: "ott" or "unrolled".
 
     Returns:
-      One float32 value an example, zero at equality, with its marginal error. Derivatives are of first order only.
+      One float32 value an example, zero at equality, with its marginal error. It has no unit: a squared distance
+      between vectors of length 1, averaged over the positions by the plan. Derivatives are of first order only.
 
     Raises:
       ValueError: if the solver is unknown or `iterations` is not positive.
@@ -128,8 +133,8 @@ def gaussian(
       ratio: ρ >= 0.
 
     Returns:
-      One float32 value an example, zero at equality. The standard deviation is sqrt(variance + 1e-8), so derivatives
-      are finite everywhere.
+      One float32 value an example, in squared features: a sum over channels. Zero at equality. The standard deviation
+      is sqrt(variance + 1e-8), so derivatives are finite everywhere.
     """
     both = (student, jax.lax.stop_gradient(teacher))
     (mean_s, std_s), (mean_t, std_t) = (moments(tokens(x), _TINY) for x in both)
@@ -154,7 +159,9 @@ def sliced(
       projections: L.
 
     Returns:
-      A float32 value for each pair of sets, zero at equality. Derivatives are valid except where two values tie.
+      A float32 value for each pair of sets, zero at equality. It has no unit: a squared difference along a direction
+      between vectors of length 1, averaged over points and directions. Derivatives are valid except where two values
+      tie.
     """
     theta = normalise(jax.random.normal(key, (projections, student.shape[-1]), jnp.float32)).T
 
@@ -215,7 +222,7 @@ def sinkhorn_logits(
     teacher_logits: Float[Array, "b c"],
     cost: Float[Array, "c c"],
     *,
-    temperature: float | int = 1.0,
+    temperature: ScalarLike = 1.0,
     epsilon: float | int = 0.5,
     iterations: int = 10,
     solver: str = "ott",
@@ -231,7 +238,7 @@ def sinkhorn_logits(
       student_logits: of any float type.
       teacher_logits: a constant.
       cost: between classes, a constant: symmetric, zero on the diagonal; see `class_cost`.
-      temperature: divides the logits.
+      temperature: T > 0, divides the logits; there is no factor T².
       epsilon: the regularisation, in units of the mean cost. Between separate classes all costs are near the mean, so
         that 0.1 would need hundreds of iterations: ten leave errors of 4 to 50 % in the derivatives, against 2 % at
         most at 0.5.
@@ -239,11 +246,12 @@ def sinkhorn_logits(
       solver: "ott" or "unrolled".
 
     Returns:
-      One float32 value an example, zero at equality, with its marginal error. Derivatives are of first order only.
+      One float32 value an example, zero at equality, with its marginal error, in units of the cost: what the plan moves
+      between classes, a sum over them. Derivatives are of first order only.
 
     Raises:
       ValueError: if the solver is unknown or `iterations` is not positive.
     """
     cost = jax.lax.stop_gradient(cost).astype(jnp.float32)[None]
-    p, q = (floored(jax.nn.softmax(z.astype(jnp.float32) / temperature)) for z in (student_logits, teacher_logits))
+    p, q = (floored(jax.nn.softmax(softened(z, temperature))) for z in (student_logits, teacher_logits))
     return debiased(cost, p, q, jnp.repeat(relative_epsilon(cost, epsilon), p.shape[0]), iterations, solver)

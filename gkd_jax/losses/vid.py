@@ -47,7 +47,8 @@ def vid_term(*, stages: Sequence[int] = (), init_variance: float | int = 5.0) ->
 
     At each stage the mean comes from the student's map through three 1x1 convolutions without bias, of the teacher's
     width, with ReLUs between them; larger maps are average-pooled to the smaller size first. The variances are
-    trained too, as in RepDistiller (mdistiller leaves them where they start). Published weight: 1.
+    trained too, as in RepDistiller (mdistiller leaves them where they start). Its unit is nats: the mean over positions
+    and channels, summed over stages. Published weight: 1.
 
     Args:
       stages: indices into the features of both networks; none for all behind the stem, see `fields.pairs`.

@@ -9,8 +9,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 from gkd_jax.losses import fields, transport
 from gkd_jax.losses.heads import LINEAR, POINTWISE, Head, match, project
+from gkd_jax.losses.logit import at, check_positive
 from gkd_jax.losses.sinkhorn import SOLVERS, Divergence
-from gkd_jax.losses.term import Heads, State, Term, register
+from gkd_jax.losses.term import Heads, Scheduled, State, Term, register
 from gkd_jax.outputs import Batch, Outputs, Setup
 
 KINDS = ("sinkhorn", "sinkhorn_tokens", "gaussian", "sliced", "logit")
@@ -50,12 +51,15 @@ def wasserstein_term(
     projections: int = 64,
     ratio: float | int = 1.0,
     over: str = "embedding",
-    temperature: float | int = 1.0,
+    temperature: Scheduled = 1.0,
 ) -> Term:
     """The term "wasserstein": a distance between what student and teacher see as measures.
 
     Where the widths differ, the student's side goes through a learned projection of this term. The kinds with
     Sinkhorn's algorithm carry `marginal_error` of the last step in their state, and report it.
+
+    "gaussian" is in squared features, a sum over channels. The others have no unit: squared distances between vectors
+    of length 1, or for "logit" costs between classes from 0 to 2, averaged by the plan or over points and directions.
 
     Args:
       kind: "sinkhorn", the embeddings of the batch (`transport.sinkhorn_divergence`); "sinkhorn_tokens", the positions
@@ -72,7 +76,7 @@ def wasserstein_term(
       projections: for "sliced", the number of directions, drawn anew at each step.
       ratio: for "gaussian", the weight of the means against the standard deviations.
       over: for "sliced": "embedding" or "tokens".
-      temperature: for "logit", divides the logits.
+      temperature: for "logit", divides the logits; a positive number, or a schedule `step -> temperature`.
 
     Raises:
       ValueError: if an option is not one of those named, or out of range.
@@ -84,8 +88,8 @@ def wasserstein_term(
         epsilon = 0.5 if kind == "logit" else 0.1
     for option, size in {"iterations": iterations, "grid": grid, "projections": projections}.items():
         _within(option, size, size >= 1, "1 or more")
-    for option, scale in {"epsilon": epsilon, "temperature": temperature}.items():
-        _within(option, scale, scale > 0, "a positive number")
+    _within("epsilon", epsilon, epsilon > 0, "a positive number")
+    check_positive("temperature", temperature)
     for option, weight in {"label_cost": label_cost, "ratio": ratio}.items():
         _within(option, weight, weight >= 0, "0 or more")
     solving: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "solver": solver}
@@ -105,7 +109,8 @@ def wasserstein_term(
         return transport.sliced(x, y, key, projections=projections)
 
     def by_logits(x: Array, y: Array, state: State, batch: Batch, key: PRNGKeyArray) -> Divergence:
-        return transport.sinkhorn_logits(x, y, batch.constants, temperature=temperature, **solving)
+        now = at(temperature, batch.step)
+        return transport.sinkhorn_logits(x, y, batch.constants, temperature=now, **solving)
 
     kinds: dict[str, _Compare] = {
         "sinkhorn": by_embedding,

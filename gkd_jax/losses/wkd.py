@@ -118,6 +118,8 @@ def wkd_l_term(
     take the kernel alignment (CKA) between the teacher's outputs for all training images of two classes, computed
     beforehand; the published alternative, which needs no images, is the cosine between the weights of the classes.
 
+    The first part is in nats, the second in units of that cost, which has none.
+
     Args:
       target: weight of the part of the target class, a number, or a schedule `step -> weight`; published: 1.
       others: weight of the other part, likewise. Published for CIFAR-100: 600 for resnet32x4 to resnet8x4 and 200 for

@@ -56,7 +56,8 @@ def wkd_f_term(*, stage: int = -1, grid: int = 1, ratio: float | int = 4.0) -> T
 
     The regressor is `heads.regressor`, published as "conv1x1": a convolution (1x1 where the sizes are equal), BatchNorm
     and ReLU, at equal widths too, so the value is not zero for a copy of the teacher. The term "wasserstein" of kind
-    "gaussian" is the same distance with a plain projection and the biased variance.
+    "gaussian" is the same distance with a plain projection and the biased variance. Its unit is one squared feature: a
+    sum over channels, the mean over cells.
 
     Published weights, cosine-decayed to 0 from epoch 150 of 240: 0.08 with `grid` 1 and `ratio` 4, or 0.3 with 4 and 3.
 

@@ -2,7 +2,7 @@
 
 from gkd_jax.recipes import feature, gradient, logit, multi_level, ours, relation
 from gkd_jax.recipes.on_imagenet import imagenet
-from gkd_jax.recipes.registry import apply, distilling, gompertz, names, register, source
+from gkd_jax.recipes.registry import apply, distilling, gompertz, names, register, source, under
 from gkd_jax.recipes.standard import bare, changes, standard
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "relation",
     "source",
     "standard",
+    "under",
 ]

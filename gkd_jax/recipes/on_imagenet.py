@@ -1,13 +1,10 @@
 """The recipe of distillation on ImageNet: 100 epochs, and what the methods set of it."""
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
 
 from gkd_jax import config, models, objective
-from gkd_jax.errors import UserError, unknown
 from gkd_jax.recipes import logit, ours
-from gkd_jax.recipes.registry import distilling, gompertz
+from gkd_jax.recipes.registry import Recipe, apply, gompertz
 
 SOURCE = "tfds:imagenet2012"
 _STEM = "_imagenet_stem"
@@ -29,7 +26,7 @@ def imagenet(teacher: str, student: str, method: str) -> ConfigDict:
       method: one of `METHODS`, or NAME+gompertz: the same with Gompertz weights for all terms but cross-entropy.
 
     Raises:
-      UserError: if there is no such method.
+      UserError: if there is no such method or schedule.
     """
     c = config.default()
     c.data.source, c.data.image_size, c.data.pad = SOURCE, 224, 0
@@ -38,16 +35,7 @@ def imagenet(teacher: str, student: str, method: str) -> ConfigDict:
         part.epochs, part.batch_size = 100, 256
         part.optimizer = config.optimizer(0.1)
         part.optimizer.weight_decay, part.optimizer.drops = 1e-4, ("30%", "60%", "90%")
-    name, plus, schedule = method.partition("+")
-    if name not in METHODS:
-        raise unknown("method on ImageNet", name, METHODS)
-    METHODS[name](c)
-    if plus and (schedule != "gompertz" or not distilling(c)):
-        raise UserError(f"behind the + of a method with a teacher stands 'gompertz', not {schedule!r} as in {method!r}")
-    if plus:
-        for line in distilling(c).values():
-            line.schedule = gompertz()
-    c.recipe = method
+    apply(c, method, METHODS, "method on ImageNet")
     return c
 
 
@@ -84,7 +72,7 @@ def gompertz_cnn(c: ConfigDict) -> None:
     c.objective.terms.kd.weight, c.objective.terms.kd.temperature = 0.5, 1.0
 
 
-METHODS: dict[str, Callable[[ConfigDict], None]] = {
+METHODS: dict[str, Recipe] = {
     "alone": logit.alone,
     "label_smoothing": logit.label_smoothing,
     "kd": kd,

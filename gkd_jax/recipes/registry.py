@@ -1,6 +1,7 @@
 """Recipes by name: what a method sets in a configuration."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -55,26 +56,32 @@ def distilling(c: ConfigDict) -> dict[str, ConfigDict]:
     return {label: line for label, line in c.objective.terms.items() if line.term != "ce"}
 
 
-def apply(c: ConfigDict, method: str) -> None:
+def under(c: ConfigDict, schedule: ConfigDict) -> None:
+    """Puts all terms but cross-entropy, of any view, under a schedule, each under a copy of its own."""
+    for line in distilling(c).values():
+        line.schedule = copy.deepcopy(schedule)
+
+
+def apply(c: ConfigDict, method: str, known: Mapping[str, Recipe] = _RECIPES, what: str = "method") -> None:
     """Sets the objective of a configuration, and what else belongs to a method.
 
     Args:
       c: of a pair.
       method: a recipe's name, or NAME+gompertz: the same with Gompertz weights for all terms but cross-entropy.
+      known: recipes by name, where they are not the registered ones.
+      what: what they are called in a message.
 
     Raises:
       UserError: if there is no such recipe or schedule.
     """
     name, plus, schedule = method.partition("+")
-    if name not in _RECIPES:
-        raise unknown("method", name, _RECIPES)
+    if name not in known:
+        raise unknown(what, name, known)
     if plus and schedule != _GOMPERTZ:
         raise UserError(f"behind the + of a method stands {_GOMPERTZ!r}, not {schedule!r}")
-    _RECIPES[name](c)
-    terms = distilling(c)
-    if plus and not terms:
+    known[name](c)
+    if plus and not distilling(c):
         raise UserError(f"the method {name!r} has nothing but cross-entropy, which takes no {_GOMPERTZ!r}")
     if plus:
-        for line in terms.values():
-            line.schedule = gompertz()
+        under(c, gompertz())
     c.recipe = method

@@ -94,6 +94,7 @@ def run(
     """
     file = workdir / summary.SUMMARY
     _same_everywhere(resolved, workdir)
+    _check_shared(resolved)
     dataset = hosts.in_turn(lambda: load_data(resolved, test=test))
     hosts.same({f"the digest of {dataset.name}'s images": dataset.digest})
     check_against(resolved, dataset)
@@ -154,6 +155,10 @@ def _same_everywhere(resolved: Mapping[str, Any], workdir: pathlib.Path) -> None
     hosts.same(
         {**fields, "--workdir": str(workdir.absolute()), "the device": jax.default_backend(), **summary.versions()}
     )
+
+
+def _check_shared(resolved: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless student and teacher can be shared among the devices as they must be."""
     check_shared(resolved)
     if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
         try:
@@ -311,6 +316,8 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
     if resolved is None:
         resolved = network.config
     _same_everywhere(resolved, workdir)
+    if hosts.several():
+        _check_shared(resolved)
     same_run(workdir, {**resolved, "dtype": network.config["dtype"]}, network.config)
     dataset = hosts.in_turn(lambda: load_data(resolved))
     same_images(workdir, dataset, network.record["digest"])

@@ -135,6 +135,9 @@ class _Loop:
     def run(self) -> Trained:
         job, per_epoch = self.job, self.job.steps_per_epoch
         first = self.step // per_epoch
+        if first < job.config["epochs"]:
+            found = self.program.residency
+            say(f"{job.name}: images on the {found.where}: {found.reason}")
         reports = Reports(job, self.step)
         try:
             for epoch in range(first, job.config["epochs"]):

@@ -115,7 +115,7 @@ class Program:
         )
         devices = devices[:1] if self.faster_alone else devices
         apart = groups(len(self.seeds), len(devices)) if self.strategy == "shard" else 1
-        check_shared(config)
+        check_shared(config, len(devices))
         self.devices = devices[: apart * evenly(config["batch_size"], len(devices) // apart)]
         self.fuses_sums = fuses_sums(self.devices, self.networks.student, dataset.image_shape)
         self.waits = one_program_at_a_time(self.devices)
@@ -137,7 +137,7 @@ class Program:
 
     @functools.cached_property
     def residency(self) -> Residency:
-        """Where the training images are kept; it is said, unless they are where nobody would ask."""
+        """Where the training images are kept, and why."""
         given, dataset = self.job.config["data"], self.job.dataset
         nbytes = 0
         if not isinstance(dataset, Streamed):
@@ -146,16 +146,13 @@ class Program:
         stats = [device.memory_stats() for device in self.mesh.local_devices]
         free = min((s["bytes_limit"] - s["bytes_in_use"] for s in stats if s), default=None)
         free = None if free is None else int(hosts.least(free))  # one choice for all processes
-        found = choose(
+        return choose(
             given["residency"],
             image_size=given["image_size"],
             nbytes=nbytes,
             device_free=free,
             host_free=int(hosts.least(available_memory() + dataset.nbytes)),
         )
-        if found.where != "device" or given["residency"] != "auto":
-            say(f"{self.job.name}: images on the {found.where}: {found.reason}")
-        return found
 
     @functools.cached_property
     def batches(self) -> Batches | StreamedBatches:
@@ -368,14 +365,27 @@ def groups(seeds: int, devices: int) -> int:
     return math.gcd(seeds, devices) if hosts.several() else evenly(seeds, min(devices, seeds))
 
 
-def check_shared(config: Mapping[str, Any]) -> None:
-    """Raises `UserError` where several processes cannot share a run's batches among all their devices evenly."""
-    if not hosts.several():
+def check_shared(config: Mapping[str, Any], devices: int | None = None) -> None:
+    """Raises `UserError` where a run must share its seeds or batches among all devices evenly, and cannot.
+
+    It must where several processes do it, and where `seed_strategy` is "shard"; else some devices may stand idle.
+
+    Args:
+      config: of the run.
+      devices: how many there are; by default all that JAX knows.
+    """
+    seeds, asked = len(config["seeds"]), config["seed_strategy"]
+    if not hosts.several() and not (seeds and asked == "shard"):
         return
-    devices, seeds = jax.device_count(), len(config["seeds"])
-    apart = groups(seeds, devices) if seeds and config["seed_strategy"] in ("auto", "shard") else 1
+    devices = jax.device_count() if devices is None else devices
+    among = f"the {devices} devices" + (f" of {hosts.count()} processes" if hosts.several() else "")
+    apart = groups(seeds, devices) if seeds and asked in ("auto", "shard") else 1
+    if seeds and asked == "shard" and devices > 1 and (apart == 1 or devices % apart):
+        raise UserError(
+            f"seed_strategy is 'shard', but {among} cannot share {seeds} seeds evenly; a multiple of {devices} seeds "
+            "can be shared, and 'auto' chooses another way"
+        )
     if config["batch_size"] % (devices // apart):
-        among = f"the {devices} devices of {hosts.count()} processes"
         if apart > 1:
             among += f", {devices // apart} for each of {apart} groups of seeds"
         raise UserError(

@@ -185,9 +185,6 @@ def kept_for(
     devices = jax.local_devices()  # each host computes parts of its own
     shared = mesh_of(devices)
     rows = NamedSharding(shared, PartitionSpec("data"))
-    variables = jax.device_put(
-        teacher.finished.variables if teacher.model.fold else teacher.variables, replicated(shared)
-    )
     model, variables = teacher.model, jax.device_put(jax.device_get(teacher.variables), replicated(shared))
 
     @jax.jit

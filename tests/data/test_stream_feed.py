@@ -10,6 +10,7 @@ import tfds_case
 from gkd_jax import config, data
 from gkd_jax.data import stream
 from gkd_jax.data.stream import draws, jpeg, records
+from gkd_jax.data.stream import feed as batches
 from gkd_jax.errors import UserError
 
 pytest.importorskip("grain", reason="grain, of the extra stream, is not installed")
@@ -256,9 +257,12 @@ def test_without_grain(streamed, monkeypatch):
         feed(streamed)
 
 
-def test_workers():
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (3, 2), (96, 95)])
+def test_workers(monkeypatch, cores, workers):
+    """Each core but one has a worker; a single one would do no more than the threads that stand in its place."""
+    monkeypatch.setattr(batches, "cores", lambda: cores)
+    assert stream.workers_of("auto") == workers
     assert stream.workers_of(5) == 5
-    assert stream.workers_of("auto") >= 0
 
 
 def test_a_set_without_its_test_images(folder):

@@ -8,16 +8,59 @@ import sys
 import pytest
 
 from experiments import accelerator, benchmark
+from experiments.bench import ours as our_side
 from experiments.bench import report
+from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.errors import UserError
 
 READY = {"compile_seconds": 3.0, "dtype": "float32", "device": "cpu", "config": {}}
-COUNTED = {"peak_bytes": 10**9, "flops": 4e9, "bytes": 1e9, "ops_per_step": 12}
+COUNTED = {"peak_bytes": 10**9, "flops": 4e9, "bytes": 1e9, "ops_per_step": 12, "evaluation_seconds": 2.5}
 
 
 def test_ratio_pairs_windows_that_were_next_to_each_other():
     # A machine that became half as fast in the third window slowed both sides of it
     assert report.ratio([100, 110, 50], [50, 50, 25]) == 2.0
+
+
+def peers(ours, rates):
+    return {
+        name: {"unsupported": "no"} if theirs is None else {"name": name, "ratio": report.ratio(ours, theirs)}
+        for name, theirs in rates.items()
+    }
+
+
+def test_what_ours_is_compared_with():
+    """Three windows by hand; the second of ours was slow, and that of its neighbours with it."""
+    ours = [100, 80, 120]
+    rates = {
+        "eager": [50, 40, 40],  # 2, 2, 3: 2, where the medians' ratio would be 2.5
+        "channels_last": [40, 50, 30],  # 2.5, 1.6, 4: 2.5
+        "compiled": None,
+        "bf16": [80, 100, 100],  # 1.25, 0.8, 1.2: 1.2
+        "bf16, channels_last": [50, 160, 90],  # 2, 0.5, 1.33
+    }
+    found = report.verdict(peers(ours, rates), benchmark.FIELD)
+    assert (found["better_layout"], found["ratio"], found["peer"]["name"]) == ("eager", 2.0, "eager")
+    assert (found["fastest"], found["ratio_fastest"]) == ("bf16", 1.2)
+    # The other layout, now the faster one of the field's, is the fastest of all
+    other = rates | {"channels_last": [100, 80, 100], "bf16": None}  # 1, 1, 1.2
+    found = report.verdict(peers(ours, other), benchmark.FIELD)
+    assert (found["better_layout"], found["ratio"], found["peer"]["name"]) == ("channels_last", 1.0, "channels_last")
+    assert (found["fastest"], found["ratio_fastest"]) == ("channels_last", 1.0)
+    assert report.verdict(peers(ours, {"eager": None}), benchmark.FIELD) == report.verdict({}, benchmark.FIELD) == {}
+
+
+def test_how_a_cache_is_filled():
+    """Of 162 views of 50,000 images in batches of 128."""
+    whole = {"views": 162 * 50_000, "per_epoch": 781 * 64, "seeds": 1, "batch": 128}
+    # One epoch asks for each of its 49,984 views once: 390.5 batches
+    assert our_side.fill(**whole, epochs=1) == ("by epoch", 391 * 128)
+    # 240 epochs see 77 % of the views, and half a batch is padding in each
+    how, forwards = our_side.fill(**whole, epochs=240)
+    seen = 162 * 50_000 * (1 - (1 - 49_984 / 8_100_000) ** 240)
+    assert (how, forwards) == ("by epoch", pytest.approx(seen + 240 * 64, rel=1e-3))
+    # In ten times as many all are seen, so that the padding alone differs: 63,281.25 batches
+    assert our_side.fill(**whole, epochs=2400) == ("up front", 63_282 * 128)
 
 
 def test_side_is_the_median_with_its_range():
@@ -71,14 +114,49 @@ def test_the_table_says_what_was_extrapolated_and_what_is_not_supported():
     assert "Ours" not in report.table(figures())
 
 
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("solver", ["ott", "unrolled"])
+def test_the_solver_of_wasserstein_is_named(objective, solver):
+    found = figures()
+    found["setup"] = found["setup"] | {"objective": objective, "solver": solver}
+    first = report.table(found).splitlines()[0]
+    if objective in ("kd", "kd+cg", "kd+gm"):
+        assert "olver" not in first
+    else:
+        assert first.endswith(f", batch 64; Sinkhorn's solver: {solver}")
+        found["peers"] = {"eager": {"unsupported": "no"}}
+        assert report.table(found).splitlines()[0].endswith(f": {solver}, the peer's a loop in PyTorch")
+
+
 def test_a_trial_that_failed_is_a_line_of_the_table():
     trial = accelerator.Trial("x", "", 5.0)
     assert accelerator.row(trial, {"failed": "exit status 1"}).startswith("| x | exit status 1 |")
     found = figures(ratio=4.5) | {"setup": {"seeds": 2}}
-    # 2 x 240 x 50,000 images at 120 a second and 3 s of compilation
-    assert "| 3333.38 | 5.0 | 4.50 | " in accelerator.row(trial, found)
+    # 2 x 240 x 50,000 images at 120 a second, 240 evaluations of 2.5 s and 3 s of compilation
+    assert "| 3343.38 | 5.0 | 4.50 | " in accelerator.row(trial, found)
+    found["fill"] = {"seconds": 90.0}
+    assert "| 3343.38 + 1.5 fill | 5.0 | 4.50 | " in accelerator.row(trial, found)
     names = [trial.name for trial in accelerator.TRIALS]
     assert len({*names}) == len(names)
+
+
+def test_what_terms_add_to_a_step():
+    def at(rate):
+        return {"ours": {"images_per_second": rate}}
+
+    # Of times a step, 1 / 1,000 is 1.1 of 1 / 1,100, and 1 / 880 is 1.25 of it
+    found = {"small-kd": at(1100.0), "small-w": at(1000.0), "small-cg": at(880.0)}
+    assert accelerator.additions(found) == [
+        "Wasserstein: +10.0 % of the time of a KD step (small-w over small-kd); promised: 10 % at most.",
+        "Classifier gradients: +25.0 % of the time of a KD step (small-cg over small-kd); promised: 5 % at most.",
+    ]
+    assert len(accelerator.additions(found | {"small-w": {"failed": "exit status 1"}})) == 1
+    assert accelerator.additions({"small-w": at(1.0)}) == []
+    trials = {trial.name: trial.arguments for trial in accelerator.TRIALS}
+    for each, objective in zip(accelerator.ADDITIONS, ("kd+w", "kd+cg"), strict=True):
+        assert trials[each.more].startswith(f"--pair resnet50,mobilenetv2_half --objective {objective} ")
+        assert trials[each.base].startswith("--pair resnet50,mobilenetv2_half --objective kd ")
+        assert "--cache" not in trials[each.base] + trials[each.more]
 
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
@@ -101,6 +179,7 @@ def test_our_side_is_measured_from_a_filled_cache(tmp_path, compilation_cache):
     )
     found = json.loads(file.read_text())
     assert found["ours"]["images_per_second"] > 0
+    assert found["ours"]["evaluation_seconds"] > 0
     assert found["fill"]["extrapolated"]
     assert found["whole_run"]["images_per_second"] < found["ours"]["images_per_second"]
     assert 0 < found["roofline"]["share"] < 2

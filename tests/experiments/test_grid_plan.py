@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from experiments.grid import build, cells, plan
 from experiments.grid.cells import Cell
-from gkd_jax import config, identity, recipes
+from gkd_jax import config, identity, models, recipes
 from gkd_jax.errors import UserError
+from gkd_jax.models import count
 from gkd_jax.recipes import published
 from gkd_jax.training import experiment
 from gkd_jax.training.resolve import resolve
@@ -212,6 +213,38 @@ def test_the_grids_have_what_they_promise():
     assert caches.pop("kd+w+gm_input-gompertz") == caches.pop("alone") == "none"
     assert set(caches.values()) == {"embedding"}
     assert {each.config.data.num_train for each in ablation.values()} == {5000}
+
+
+def test_weak_stems_stand_beside_strong_ones():
+    """ImageNet's stems on images of 32x32, with what they are compared with: the same networks with CIFAR's stems."""
+    grid = load("weak_stem.py")
+    weak, found = "_imagenet_stem", {}
+    for each in grid.cells:
+        c, labels = each.config, each.labels
+        assert (c.data.source, c.recipe) == (labels["dataset"], labels["method"])
+        assert (c.epochs, c.seeds) == (240, (0, 1, 2))
+        place = found.setdefault((labels["dataset"], labels["stem"], labels["method"]), set())
+        place.add((c.teacher.model, c.student.model))
+    resnet, students = "resnet50", ("mobilenetv2", "resnet18")
+    pairs = {
+        "strong": {(resnet, student) for student in students},
+        "weak": {(f"{resnet}{weak}", f"{student}{weak}") for student in students},
+        "weak student": {(resnet, f"{student}{weak}") for student in students},
+    }
+    alone = {"strong": {("none", student) for student in students}}
+    alone["weak"] = {("none", f"{student}{weak}") for student in students}  # of either teacher
+    datasets = ("cifar100", "cifar10")
+    assert found == {
+        **{(d, stem, method): pairs[stem] for d in datasets for stem in pairs for method in ("kd", "gompertz_cnn")},
+        **{(d, stem, "alone"): alone[stem] for d in datasets for stem in alone},
+    }
+    assert grid.within == ("pair", "dataset", "stem")  # a gain is over the same student with the same stem
+    # The sides of the map behind the stem, as published: strides of 4 in all on ImageNet, 1 and 2 on CIFAR
+    sides = {"resnet50": 32, "resnet18": 32, "mobilenetv2": 16}
+    for name, side in sides.items():
+        for stem, expected in (("", side), (weak, 8)):
+            shapes = count.feature_shapes(models.create(f"{name}{stem}", num_classes=100), (32, 32, 3))
+            assert shapes[1][:2] == (expected, expected), f"{name}{stem}"
 
 
 @pytest.mark.parametrize(

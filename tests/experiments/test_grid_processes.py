@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from experiments.grid import __main__ as command_line
 from experiments.grid import cells, plan, tasks, worker
 
 ROOT = pathlib.Path(__file__).parents[2]
+SEED = "GKD_TEST_SEED"  # of the environment: the seed of what a test draws by chance
 FILE = '''
 """A grid of a test."""
 
@@ -60,7 +62,8 @@ def get_grid():
         c.objective.terms[term] = objective.block(term, weight=weight)
         return Cell(name, c, {{"weight": str(weight)}})
 
-    return Grid("A test", (cell("half", weight=0.5), cell("broken", "grid_broken"), cell("two", weight=2.0)))
+    cells = (cell("half", weight=0.5), cell("broken", "grid_broken"), cell("two", weight=2.0))
+    return Grid("A test", cells, {{"weight": "0.5"}})
 '''
 
 
@@ -93,9 +96,33 @@ def students(out):
     return found
 
 
+def report_tables(out):
+    """Returns the report's tables of means and of single seeds, without what the runs took of time."""
+    pytest.importorskip("statsmodels")
+    from experiments.report import tables
+    from experiments.report.collect import collect
+
+    (group,) = collect(pathlib.Path(out)).groups
+    found = []
+    for table in (tables.main_table(group), tables.seeds_table(group)):
+        timed = [head.endswith("(s)") or head == "images/s" for head in table.heads]
+        kept = [place for place, drop in enumerate(timed) if not drop]
+        heads = ["run", *(table.heads[place] for place in kept)]
+        found.append([heads, *([row.run.name, *(row.cells[place] for place in kept)] for row in table.rows)])
+    return found
+
+
+@pytest.fixture
+def chance():
+    """Random choices, another each time; a failed test shows the seed that repeats them."""
+    seed = int(os.environ.get(SEED) or random.SystemRandom().randrange(1 << 31))
+    print(f"the same again: {SEED}={seed}")  # noqa: T201
+    return random.Random(seed)
+
+
 @pytest.mark.slow
-def test_a_grid_that_was_killed_at_a_random_cell_ends_as_one_that_was_not(there, capfd):
-    chosen = random.choice(["half", "two"])
+def test_a_grid_that_was_killed_at_a_random_cell_ends_as_one_that_was_not(there, chance, capfd):
+    chosen = chance.choice(["half", "two"])
     grid = subprocess.Popen(
         [sys.executable, "-m", "experiments.grid", "--grid", "grid.py", "--out", "out"],
         stdout=subprocess.DEVNULL,
@@ -135,6 +162,13 @@ def test_a_grid_that_was_killed_at_a_random_cell_ends_as_one_that_was_not(there,
             assert worker.main([str(task.folder / "task.json")]) == 0
     assert set(students("out")) == {"half", "two"}
     assert students("out") == students("unbroken")
+
+    shutil.copy("out/grid.json", "unbroken/grid.json")
+    means, seeds = report_tables("out")
+    assert [row[0] for row in means] == ["run", "half", "two"]
+    assert {"test, last epoch (%)", "p (Holm)", "validation, best epoch (%)", "NLL (nats)"} <= {*means[0]}
+    assert len(seeds) == 1 + 2 * 2
+    assert [means, seeds] == report_tables("unbroken")
 
 
 def planned(out):

@@ -1,18 +1,24 @@
 """Tasks on a Ray cluster: two nodes of one core each on this machine, one of which dies."""
 
+import json
 import os
 import pathlib
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
+import helpers
+import numpy as np
 import pytest
 
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from experiments.grid import __main__ as command_line  # noqa: E402
 from experiments.grid import ray_engine, tasks  # noqa: E402
 from experiments.grid.ray_engine import RayEngine, serve, slots  # noqa: E402
 from experiments.grid.tasks import Outcome, Task  # noqa: E402
@@ -52,6 +58,43 @@ while not (folder.parent / "go").exists():
     if select.select([sys.stdin], [], [], 0.05)[0]:
         os._exit(1)
 note("done", "yes")
+"""
+# A grid of one cell and its teacher. Each start of either is noted, with the node: the process that started Ray's own.
+GRID = """
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, {tests!r})
+
+import helpers
+
+from experiments.grid.cells import Cell, Grid
+from gkd_jax import config, models, objective
+
+
+@models.register("ray_speck")
+def speck(num_classes, dtype, conv):
+    return helpers.Speck(num_classes, 6, models.Compute(dtype, conv))
+
+
+def parent(pid):
+    return int(pathlib.Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def get_grid():
+    if sys.argv[0].endswith("worker.py"):
+        folder = pathlib.Path(sys.argv[1]).parent
+        with (folder / "starts").open("a") as file:
+            file.write(f"{{os.getpid()}} {{os.getppid()}} {{parent(os.getppid())}}\\n")
+    c = config.default()
+    c.epochs, c.batch_size, c.cpu_devices, c.compilation_cache = 40, 16, 1, {cache!r}
+    c.data.source, c.data.val_fraction, c.data.pad, c.data.flip = "npz:images.npz", 0.2, 1, False
+    c.teacher.model, c.teacher.epochs, c.teacher.batch_size = "ray_speck", 1, 16
+    c.student.model = "ray_speck"
+    c.plots = c.tensorboard = False
+    c.objective.terms.kd = objective.block("kd")
+    return Grid("A test", (Cell("kd", c, {{"method": "kd"}}),))
 """
 PATIENCE = 60.0  # seconds until a test gives up; none takes as long
 
@@ -107,11 +150,11 @@ def _lines(task: Task, file: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _until(said: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _until(said: Callable[[], object], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
     while not said():
         assert time.monotonic() < deadline, "nothing came of it"
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _ended(engine: RayEngine, count: int) -> dict[str, Outcome]:
@@ -150,6 +193,52 @@ def test_a_task_whose_node_died_is_started_again(engine: RayEngine, cluster: Clu
     assert all(0 < outcome.seconds < PATIENCE for outcome in found.values())
     assert f"in {os.getcwd()} {ray_engine.ROOT}" in (given[0].folder / tasks.LOG).read_text()
     assert engine.room()
+
+
+def _lose_the_node(cluster: Cluster, run: pathlib.Path, trouble: list[BaseException]) -> None:
+    """Takes away the node that trains a run, in the middle of it."""
+    try:
+        _until(lambda: any(file.name.isdigit() for file in run.glob("checkpoints/*")), 4 * PATIENCE)
+        task, serving, raylet = map(int, (run / "starts").read_text().split())
+        os.kill(task, signal.SIGSTOP)  # or it would be done before its node is
+        (node,) = [n for n in cluster.worker_nodes if raylet in (p.process.pid for p in n.all_processes["raylet"])]
+        cluster.remove_node(node, allow_graceful=False)
+        _until(lambda: not _alive(serving))
+        os.kill(task, signal.SIGCONT)
+    except BaseException as error:  # of a thread: for the test to raise
+        trouble.append(error)
+
+
+def test_a_run_whose_node_died_goes_on_from_its_checkpoint_on_the_other(
+    cluster: Cluster, nodes: list, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, compilation_cache: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    np.savez("images.npz", **helpers.images())
+    given = {"tests": str(ray_engine.ROOT / "tests"), "cache": str(compilation_cache)}
+    pathlib.Path("grid.py").write_text(GRID.format(**given))
+    run, trouble = tmp_path / "out" / "runs" / "kd", []
+    loss = threading.Thread(target=_lose_the_node, args=(cluster, run, trouble))
+    loss.start()
+    flags = ("--engine", "ray", "--resources", "num_cpus=1,slot=1")
+    with helpers.registrations():
+        status = command_line.main(["--grid", "grid.py", "--out", "out", *flags])
+    loss.join()
+    if trouble:
+        raise trouble[0]
+
+    log = (run / tasks.LOG).read_text()
+    assert status == 0, log
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["student"]["steps"] == 40 * 4
+    assert summary["teacher"]["test_accuracy"] > 0  # it was trained here too, and read
+    first, *others = [line.split() for line in (run / "starts").read_text().splitlines()]
+    assert others
+    assert all(node != first[2] for _, _, node in others)
+    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [*range(1, 41)]
+    # What the checkpoint had behind it was not trained again
+    assert [len(re.findall(rf"student +epoch +{epoch}/40 ", log)) for epoch in (1, 40)] == [1, 1]
 
 
 def test_what_failed_says_why(engine: RayEngine, tmp_path: pathlib.Path):

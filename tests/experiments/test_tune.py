@@ -357,6 +357,54 @@ def test_the_common_schedule_of_a_convex_sum():
     assert (found["inflection"].given, found["rate"].given) == (0.3, 10.0)
 
 
+def test_the_space_of_an_adaptive_schedule():
+    c = recipes.standard("vgg13", "vgg8", "cifar100", "gompertz_kd")
+    c.objective.terms.kd.schedule = config.schedule("gompertz_adaptive")
+    found = of(c)
+    assert list(found) == ["weight.kd", "inflection", "min_inflection", "rate", "temperature"]
+    schedule = "objective.terms.kd.schedule"
+    bounds = {name: (p.low, p.high, p.given, p.fields) for name, p in found.items() if name not in ("weight.kd",)}
+    assert bounds == {
+        "inflection": (0.15, 0.4, 0.3, (f"{schedule}.inflection",)),
+        "min_inflection": (0.02, 0.15, 0.1, (f"{schedule}.min_inflection",)),
+        "rate": (4.0, 20.0, 10.0, (f"{schedule}.rate",)),
+        "temperature": (1.0, 8.0, 4.0, ("objective.terms.kd.temperature",)),
+    }
+    assert list(of(c, ["min_inflection"])) == ["min_inflection"]
+    with pytest.raises(UserError, match="nothing of the kind 'min_inflection'"):
+        of(recipes.standard("vgg13", "vgg8", "cifar100", "gompertz_kd"), ["min_inflection"])
+
+
+@pytest.mark.parametrize(
+    ("inflection", "least", "parting"),
+    [(0.3, 0.1, 0.15), (0.12, 0.1, 0.12), (0.3, 0.2, 0.2), (0.3, 0.01, 0.15), (0.6, 0.5, 0.5)],
+)
+def test_every_draw_for_an_adaptive_schedule_is_allowed(inflection, least, parting):
+    """The least fitted inflection is never above the expected one, which the schedule would refuse."""
+    c = recipes.standard("vgg13", "vgg8", "cifar100", "gompertz_kd")
+    given = {"inflection": inflection, "min_inflection": least}
+    c.objective.terms.kd.schedule = config.schedule("gompertz_adaptive", **given)
+    found = of(c, ["inflection", "min_inflection"])
+    assert (found["inflection"].low, found["min_inflection"].high) == (parting, parting)
+    assert {name: p.given for name, p in found.items()} == given
+    assert all(p.low <= p.given <= p.high for p in found.values())
+    for first in found["inflection"][1:3]:
+        for second in found["min_inflection"][1:3]:
+            tuned.put(c, fields([*found.values()], {"inflection": first, "min_inflection": second}))
+            resolved = resolve(c)["objective"]["terms"]["kd"]["schedule"]
+            assert (resolved["inflection"], resolved["min_inflection"]) == (first, second)
+
+
+def test_schedules_of_both_kinds_share_what_both_allow():
+    c = recipes.standard("vgg13", "vgg8", "cifar100", "gompertz_cnn")
+    c.objective.terms.kd.schedule = config.schedule("gompertz_adaptive", min_inflection=0.2)
+    found = of(c, ["inflection", "min_inflection", "rate"])
+    assert [(name, len(p.fields)) for name, p in found.items()] == [
+        ("inflection", 3), ("min_inflection", 1), ("rate", 3)
+    ]  # fmt: skip
+    assert (found["inflection"].low, found["inflection"].high) == (0.2, 0.4)
+
+
 def test_fields_of_different_values_are_not_searched_together():
     c = recipes.standard("vgg13", "vgg8", "cifar100", "mlkd+gompertz")
     found = of(c)

@@ -1,5 +1,6 @@
 """`--mode=export` on finished runs of two seconds: what is written, what is refused, and what is left then."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -256,10 +257,10 @@ def test_formats_in_their_order_once():
     assert options.given(values, "export") == options.Options(("stablehlo", "onnx"))
 
 
-def judged(kind, tolerance, logits, max_drop=0.0):
+def judged(kind, tolerance, logits, max_drop=0.0, names=None, found=None):
     """Judges a file whose runtime gives `logits`; the run's own are `OWN`, and always right."""
-    file = files.File(kind, "model.x", tolerance, lambda path: None, lambda path: None)
-    return files.judge(file, answer.Answer(logits, 1.0, "nobody's"), OWN, OWN.argmax(-1), max_drop)
+    file = files.File(kind, "model.x", tolerance, lambda path: None, lambda path: None, names)
+    return files.judge(file, answer.Answer(logits, 1.0, "nobody's", found), OWN, OWN.argmax(-1), max_drop)
 
 
 OWN = np.array([[3.0, 0.0], [0.0, 20.0], [1.0, 0.0], [2.0, 1.0]], np.float32)
@@ -275,6 +276,28 @@ def test_logits_within_the_tolerance():
         judged("onnx", 1e-4, np.full_like(OWN, np.nan))
     with pytest.raises(UserError, match=r"gives logits of shape \(4, 1\), and should give \(4, 2\)"):
         judged("onnx", 1e-4, OWN[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [(("cat", "dog"), r"\['cat', 'dog'\]"), (("dog",), r"\['dog'\]"), (None, r"\[\]")]
+)
+def test_other_class_names(found, said):
+    assert judged("onnx", 1e-4, OWN, names=("dog", "cat"), found=("dog", "cat")).difference == 0
+    pattern = rf"^model.x names the classes {said}, and should name them \['dog', 'cat'\]; nothing was exported$"
+    with pytest.raises(UserError, match=pattern):
+        judged("onnx", 1e-4, OWN, names=("dog", "cat"), found=found)
+
+
+def test_a_file_with_other_class_names(again, monkeypatch):
+    workdir, exported = again
+    write = weights.write
+
+    def otherwise(served, *given, **more):
+        write(dataclasses.replace(served, class_names=served.class_names[::-1]), *given, **more)
+
+    monkeypatch.setattr(weights, "write", otherwise)
+    refused(exported(*WEIGHTS), r"weights.safetensors names the classes \['3', '2', '1', '0'\], and should name them")
+    assert not (workdir / "export").exists()
 
 
 def test_what_quantisation_may_lose():

@@ -12,11 +12,8 @@ import export_case
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from gkd_jax import models
 from gkd_jax.errors import UserError
 from gkd_jax.interop import litert
-from gkd_jax.interop.served import serve
-from gkd_jax.outputs import Outputs
 
 
 def of_network(name: str, folder: pathlib.Path) -> dict[str, object]:
@@ -47,23 +44,27 @@ def of_network(name: str, folder: pathlib.Path) -> dict[str, object]:
 
 def of_a_caller(folder: pathlib.Path) -> str:
     """Returns why a network that asks Python in the middle cannot be written."""
-    import jax
-
-    def apply(variables, images, *, train):
-        logits = images.mean((1, 2))
-        return Outputs(jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(logits.shape, logits.dtype), logits)), {}
-
-    model = models.create("resnet8", num_classes=3)._replace(apply=apply, fold=None)
-    served = serve("caller", model, {"params": {}}, ("a", "b", "c"), (4, 4, 3), export_case.MEAN, export_case.STD)
     try:
-        litert.write(served, folder / "model.tflite")
+        litert.write(export_case.calls_back(), folder / "model.tflite")
     except UserError as error:
         assert not (folder / "model.tflite").exists()
         return str(error)
     return ""
 
 
+def of_a_damaged_file(folder: pathlib.Path) -> str:
+    """Returns why a file that was cut short cannot be asked."""
+    (folder / "model.tflite").write_bytes(b"cut short")
+    try:
+        litert.ask(folder / "model.tflite", np.zeros((1, 4, 4, 3), np.uint8))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as where:
-        said = {name: of_network(name, pathlib.Path(where)) for name in sys.argv[1].split(",")}
-        print(json.dumps({"networks": said, "caller": of_a_caller(pathlib.Path(where))}))  # noqa: T201
+        folder = pathlib.Path(where)
+        said = {name: of_network(name, folder) for name in sys.argv[1].split(",")}
+        others = {"caller": of_a_caller(folder), "damaged": of_a_damaged_file(folder)}
+        print(json.dumps({"networks": said, **others}))  # noqa: T201

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,9 +18,12 @@ from gkd_jax import export
 from gkd_jax.errors import UserError
 from gkd_jax.interop import answer, litert
 
-# Dense, grouped and depthwise convolutions, shuffled channels, both kinds of pooling
-NETWORKS = ["resnet8", "mobilenetv2_half", "shufflenetv1"]
-MORE = ["vgg8", "shufflenetv2"]
+# Dense, grouped and depthwise convolutions, shuffled channels, both kinds of pooling. Of each, how far the logits of
+# int8 must correlate with its own: weights are random, so each layer multiplies the rounding of those before. Measured
+# were 0.9994 (resnet8) and 0.9996 (vgg8), which are shallow, 0.90 (both shufflenets) and 0.60 (mobilenetv2_half, of 53
+# layers); other weights may give a little less.
+NETWORKS = {"resnet8": 0.998, "mobilenetv2_half": 0.5, "shufflenetv1": 0.85}
+MORE = {"vgg8": 0.998, "shufflenetv2": 0.85}
 HERE = pathlib.Path(__file__).parent
 LOAD = """
 import json, numpy, sys
@@ -59,8 +63,7 @@ def said(python, request):
 def test_networks(name, said):
     single, quantised = said["networks"][name]["float"], said["networks"][name]["int8"]
     assert single["difference"] < 1e-4
-    # Weights are random, so each layer multiplies the rounding of those before: 0.9996 for eight layers, 0.67 for 53
-    assert quantised["alike"] > 0.5
+    assert quantised["alike"] > {**NETWORKS, **MORE}[name]
     assert quantised["difference"] > 1e-4
     assert quantised["int8"] > 0 == single["int8"]
     assert quantised["bytes"] < 0.45 * single["bytes"]
@@ -77,6 +80,11 @@ def test_networks(name, said):
 def test_an_operation_that_litert_lacks(said):
     assert said["caller"].startswith("--format litert: the network 'caller' cannot be written in this format (")
     assert said["caller"].endswith("leave litert out")
+
+
+@pytest.mark.slow
+def test_a_damaged_file(said):
+    assert re.fullmatch("model.tflite cannot be run by the LiteRT interpreter: .+", said["damaged"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,9 @@
 """Weights as safetensors: read back bit by bit, by us and by PyTorch, and nothing else is taken for them."""
 
+import importlib.metadata
+import importlib.util
+import sys
+
 import export_case
 import jax
 import jax.numpy as jnp
@@ -85,6 +89,19 @@ def test_pytorch_says_the_same(written):
     np.testing.assert_allclose(found.numpy(), case.logits, atol=1e-4, rtol=0)
 
 
+def test_what_reads_pytorchs_file_is_pytorch_where_it_is_installed(written, monkeypatch):
+    file, wanted = written / "theirs.safetensors", load_file(written / "theirs.safetensors")
+    assert weights.classes(file) == export_case.NAMES
+    found, runtime = weights.read_torch(file)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    if importlib.util.find_spec("torch"):
+        assert runtime == f"torch {importlib.metadata.version('torch')}"
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    found, runtime = weights.read_torch(file)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert runtime == "gkd_jax.interop.torch"
+
+
 def test_a_network_that_pytorch_has_not():
     case = export_case.case("resnet8")
     assert weights.in_torch("my_own", case.variables) is None
@@ -127,8 +144,9 @@ def test_other_files_are_refused(written, tmp_path):
     place = "params/classifier/bias"
     save_file({**arrays, place: np.zeros(3, np.float32)}, file, about)
     assert f"{place} is (3,), and should be (4,) in resnet8" in _refused(file)
-    save_file(arrays, file, {name: text for name, text in about.items() if name != "class_names"})
-    assert "its metadata" in _refused(file)
+    for lacking in ("class_names", "image_shape", "mean", "std", "model"):
+        save_file(arrays, file, {name: text for name, text in about.items() if name != lacking})
+        assert f"its metadata are not what gkd_jax writes there ('{lacking}')" in _refused(file)
     save_file(arrays, file, {**about, "mean": "half"})
     assert "its metadata" in _refused(file)
     file.write_bytes((written / "ours.safetensors").read_bytes()[:900])

@@ -1,4 +1,4 @@
-"""Means to test terms of logits: central differences in float64, batches, and a term's loss as a function."""
+"""Means to test terms of logits: logits, batches, and a term's loss as a function."""
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,6 @@ def logits(scale=1.0, seed=0, shape=(B, CLASSES)):
     """Of student and teacher, representable in float32."""
     rng = np.random.default_rng(seed)
     return [np.float64(np.float32(scale * rng.normal(size=shape))) for _ in range(2)]
-
-
-def central(function, x, step=1e-5):
-    """The gradient of a scalar function of a float64 array."""
-    grad, flat = np.zeros_like(x), x.ravel()
-    for i in range(flat.size):
-        moved = [flat.copy() for _ in range(2)]
-        moved[0][i] += step
-        moved[1][i] -= step
-        grad.ravel()[i] = (function(moved[0].reshape(x.shape)) - function(moved[1].reshape(x.shape))) / (2 * step)
-    return grad
 
 
 def batch(labels=LABELS, step=3, constants=()):

@@ -5,17 +5,6 @@ import math
 import numpy as np
 
 
-def central_gradient(f, x, step=1e-5):
-    """Returns the gradient of the scalar `f` at `x` by central differences."""
-    x = np.float64(x)
-    found = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
-        apart = np.zeros_like(x)
-        apart[place] = step
-        found[place] = (f(x + apart) - f(x - apart)) / (2 * step)
-    return found
-
-
 def smooth_l1(d):
     return 0.5 * d * d if abs(d) < 1 else abs(d) - 0.5
 

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_relations import central_gradient
+from differences import central_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gkd_jax.errors import UserError
 from gkd_jax.losses import contrastive, term
@@ -118,14 +120,45 @@ def test_new_rows_are_uniform_with_expected_length_one():
     assert not memory.estimated
 
 
-def test_the_order_of_the_batch_does_not_matter():
-    (s, t), index, negatives = _arguments()
-    memory = contrastive.new_memory(jax.random.key(0), N, DIM)
-    order = jnp.array([2, 0, 3, 1])
+def _close(found, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), order=st.permutations(range(B)), places=st.permutations(range(N)))
+def test_order_does_not_matter(seed, order, places):
+    """Of the batch, of the negatives, of the examples in the memory."""
+    (s, t), index, negatives = _arguments(seed)
+    order, places = jnp.array(order), jnp.array(places)
+    memory = contrastive.new_memory(jax.random.key(seed), N, DIM)
     values, after, _ = ours(s, t, memory, index, negatives)
     turned, same, _ = ours(s[order], t[order], memory, index[order], negatives[order])
     np.testing.assert_allclose(turned, values[order], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, same)
+    _close(same, after, atol=1e-6)
+    np.testing.assert_allclose(ours(s, t, memory, index, negatives[:, ::-1])[0], values, rtol=1e-5)
+    moved = memory._replace(student=memory.student[places], teacher=memory.teacher[places])
+    now_at = jnp.argsort(places)
+    found, kept, _ = ours(s, t, moved, now_at[index], now_at[negatives])
+    np.testing.assert_allclose(found, values, rtol=1e-5)
+    _close(kept, after._replace(student=after.student[places], teacher=after.teacher[places]), atol=1e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_a_rotation_of_the_common_space_and_the_names_of_the_networks_do_not_matter(seed):
+    (s, t), index, negatives = _arguments(seed)
+    memory = contrastive.new_memory(jax.random.key(seed), N, DIM)
+    values, after, _ = ours(s, t, memory, index, negatives)
+    assert np.all(values > 0)
+    swapped = memory._replace(student=memory.teacher, teacher=memory.student)
+    np.testing.assert_allclose(ours(t, s, swapped, index, negatives)[0], values, rtol=1e-5)
+    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(DIM, DIM)))[0]
+    turn = lambda x: jnp.asarray(np.float64(x) @ q, jnp.float32)
+    both = lambda m: m._replace(student=turn(m.student), teacher=turn(m.teacher))
+    found, kept, _ = ours(turn(s), turn(t), both(memory), index, negatives)
+    np.testing.assert_allclose(found, values, rtol=2e-5)  # scores up to 10 round to 1e-6 in each of 20 decisions
+    _close((kept.student, kept.teacher), (both(after).student, both(after).teacher), atol=1e-6)
+    np.testing.assert_allclose(kept.log_z, after.log_z, atol=1e-5)
 
 
 def test_no_temperature_overflows():
@@ -190,10 +223,27 @@ def _step(heads, state, student, teacher, index, key):
     return values, after, grads
 
 
-@pytest.fixture
-def begun(key):
+@functools.cache
+def _begin():
     shapes = jax.eval_shape(lambda: (_outputs(0, 6), _outputs(1, 8)))
-    return CREATED.init(key, *shapes, SETUP)
+    return CREATED.init(jax.random.key(0, impl="rbg"), *shapes, SETUP)
+
+
+@pytest.fixture
+def begun():
+    return _begin()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), scales=st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)))
+def test_the_size_of_embeddings_does_not_matter(seed, scales):
+    """While the biases of the heads are zero, as at the start."""
+    key, index = jax.random.key(seed, impl="rbg"), jnp.array([3, 7, 1, 10])
+    found, after, _ = _step(*_begin(), _outputs(seed, 6), _outputs(seed + 1000, 8), index, key)
+    other = _outputs(seed, 6, scales[0]), _outputs(seed + 1000, 8, scales[1])
+    scaled, same, _ = _step(*_begin(), *other, index, key)
+    np.testing.assert_allclose(scaled, found, rtol=2e-5)
+    _close(same, after, atol=1e-5)
 
 
 def test_both_heads_are_trained_and_nothing_else_of_the_teacher(begun, key):

@@ -3,6 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_logit as reference
 import pytest
+from differences import central_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 from gkd_jax.errors import UserError
@@ -39,9 +42,9 @@ def test_value_and_gradients(theta):
     value, in_student, _, in_heads, state = CTKD(s, t, heads=heads)
     temperature = 1 + 20 * expit(theta)
     np.testing.assert_allclose(value, _kd(s, t, theta), rtol=1e-4, atol=temperature**2 * 2e-7)
-    expected = reference.central(lambda s: _kd(s, t, theta).sum(), s)
+    expected = central_gradient(lambda s: _kd(s, t, theta).sum(), s)
     np.testing.assert_allclose(in_student, expected, rtol=1e-4, atol=temperature * 1e-6)
-    climb = reference.central(lambda x: _kd(s, t, x[0]).sum(), np.array([theta]))[0]
+    climb = central_gradient(lambda x: _kd(s, t, x[0]).sum(), np.array([theta]))[0]
     np.testing.assert_allclose(in_heads["temperature"], -0.3 * climb, rtol=1e-3)
     np.testing.assert_allclose(state["temperature"], temperature, rtol=1e-6)
 
@@ -59,6 +62,37 @@ def test_any_batch(compiled):
     value, *grads, _ = compiled(s, s)
     assert np.abs(value).max() < 17**2 * 1e-6
     assert all(np.abs(g).max() < 1e-4 for g in jax.tree.leaves(grads))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-20, 20), theta=st.floats(-3, 6))
+def test_invariances(seed, shift, theta):
+    s, t = reference.logits(2.0, seed)
+    rng = np.random.default_rng(seed)
+    order, classes = rng.permutation(reference.B), rng.permutation(reference.CLASSES)
+    heads = {"temperature": jnp.float32(theta)}
+    of = lambda s, t: CTKD(s, t, heads=heads)
+    value, _, _, climb, state = of(s, t)
+    temperature = float(state["temperature"])
+    rounding = temperature**2 * 5e-7  # two logarithms between 1 and 4, each a sum and a difference that round to 1.2e-7
+    assert np.min(value) > -rounding
+    for turned, expected in (((s[order], t[order]), value[order]), ((s[:, classes], t[:, classes]), value)):
+        found, _, _, in_heads, _ = of(*turned)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=rounding)
+        np.testing.assert_allclose(in_heads["temperature"], climb["temperature"], rtol=1e-3, atol=1e-5 * temperature)
+    # Sums with the shift round to 1e-6, and T times that is moved.
+    np.testing.assert_allclose(of(s + shift, t - shift)[0], value, rtol=1e-4, atol=rounding + 1e-5 * temperature)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-20, 20), theta=st.floats(-3, 6))
+def test_zero_where_probabilities_are_equal_at_any_temperature(seed, shift, theta):
+    s, _ = reference.logits(2.0, seed)
+    value, in_student, _, in_heads, state = CTKD(s + shift, s, heads={"temperature": jnp.float32(theta)})
+    temperature = float(state["temperature"])
+    assert np.abs(value).max() < temperature**2 * 5e-7
+    assert np.abs(in_student).max() < temperature * 2e-6
+    assert np.abs(in_heads["temperature"]) < temperature * 1e-5
 
 
 def test_the_temperature_climbs_as_fast_as_the_strength_says():

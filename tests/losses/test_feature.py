@@ -1,13 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_case import TEACHER_WIDTHS, check, nchw, outputs, regress, shrink, values
+from feature_case import TEACHER_WIDTHS, check, heads_of, nchw, outputs, regress, shrink, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_jax.losses import feature, term
+from gkd_jax.losses import feature, heads, term
 
+mean_square = jax.jit(feature.mean_square)
 attention_transfer, neuron_selectivity = jax.jit(feature.attention_transfer), jax.jit(feature.neuron_selectivity)
 PAIRED = (feature.mean_square, attention_transfer, neuron_selectivity)
 
@@ -110,6 +113,40 @@ def test_scale_of_features_and_order_of_channels_do_not_matter(seed, scale, side
         np.testing.assert_allclose(compare(shuffled, y), compare(x, y), rtol=1e-4, atol=1e-6)
     each = jnp.asarray(rng.uniform(0.1, 10, size=6), jnp.float32)[None, None, None]
     np.testing.assert_allclose(neuron_selectivity(each * x, y), neuron_selectivity(x, y), rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), shift=st.floats(-10, 10), scale=st.floats(0.01, 100))
+def test_identities_of_the_mean_square(seed, shift, scale):
+    rng = np.random.default_rng(seed)
+    x, y = (jnp.asarray(v, jnp.float32) for v in rng.normal(size=(2, 4, 2, 2, 6)))
+    value = mean_square(x, y)
+    np.testing.assert_allclose(mean_square(y, x), value, rtol=1e-6)
+    order, channels = rng.permutation(4), rng.permutation(6)
+    turned = (z[order][:, ::-1][..., channels] for z in (x, y))
+    np.testing.assert_allclose(mean_square(*turned), value[order], rtol=1e-5)
+    np.testing.assert_allclose(mean_square(x + shift, y + shift), value, rtol=1e-4)
+    np.testing.assert_allclose(mean_square(scale * x, scale * y), scale**2 * value, rtol=1e-5)
+    assert not np.any(mean_square(x, x))
+    assert not np.any(jax.grad(lambda v: mean_square(v, x).sum())(x))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 999), sides=st.sampled_from(["equal", "half"]))
+def test_fitnet_is_zero_for_a_teacher_that_the_regressor_hits(seed, sides):
+    student, teacher = outputs(seed, SIDES[sides]), outputs(seed + 1000, widths=TEACHER_WIDTHS)
+    created, of = _fitnet(sides)
+    learned = heads_of(created, student, teacher)
+    hint = heads.regressor(SIDES[sides][2], 4).apply(learned["regressor"], student.features[2])
+    hit = teacher._replace(features=(*teacher.features[:2], hint, *teacher.features[3:]))
+    assert np.all(of(learned, student, teacher) > 0.01)
+    assert np.abs(of(learned, student, hit)).max() < 1e-10
+
+
+@functools.cache
+def _fitnet(sides):
+    created = term.create("fitnet")
+    return created, jax.jit(lambda learned, student, teacher: values(created, learned, student, teacher))
 
 
 def test_both_forms_of_selectivity_agree():

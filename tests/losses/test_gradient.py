@@ -1,11 +1,17 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from differences import central_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import softmax
 
-from gkd_jax.losses import gradient
+from gkd_jax.losses import gradient, term
+from gkd_jax.outputs import Batch, Outputs, Setup
 
 residual, gradient_cosine = jax.jit(gradient.residual), jax.jit(gradient.gradient_cosine)
 classifier_gradient = jax.jit(gradient.classifier_gradient)
@@ -144,6 +150,27 @@ def test_classifier_gradient_is_the_cosine_of_outer_products():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_classifier_gradient_value_and_gradient():
+    z_s, z_t, h_s, h_t = _arrays((4, 3), (4, 3), (4, 5), (4, 5))
+    y = np.random.default_rng(2).dirichlet(np.ones(3), 4)
+
+    def exact(z, h):
+        outer = [
+            (softmax(np.float64(logits), axis=1) - y)[:, :, None] * np.float64(embedding)[:, None]
+            for logits, embedding in ((z, h), (z_t, h_t))
+        ]
+        return 1 - _cosine(*outer)
+
+    of = lambda z, h, z_t=z_t, h_t=h_t: classifier_gradient(z, z_t, jnp.asarray(y, jnp.float32), h, h_t)
+    np.testing.assert_allclose(of(z_s, h_s), exact(z_s, h_s), atol=1e-6)
+    in_logits, in_embedding, *constant = jax.grad(lambda *x: of(*x).sum(), (0, 1, 2, 3))(z_s, h_s, z_t, h_t)
+    expected = central_gradient(lambda z: exact(z, h_s).sum(), z_s)
+    np.testing.assert_allclose(in_logits, expected, rtol=1e-4, atol=1e-6 * (1 + np.abs(expected).max()))
+    expected = central_gradient(lambda h: exact(z_s, h).sum(), h_s)
+    np.testing.assert_allclose(in_embedding, expected, rtol=1e-4, atol=1e-6 * (1 + np.abs(expected).max()))
+    assert not any(np.any(grad) for grad in constant)
+
+
 def test_classifier_gradient_at_equality_and_at_zero():
     z, h = _arrays((8, 4), (8, 5))
     y = _one_hot(4)
@@ -158,3 +185,73 @@ def test_classifier_gradient_at_equality_and_at_zero():
         assert np.all(np.isfinite(grad))
         assert not np.any(grad[0])
         assert np.all(np.any(grad[1:], axis=1))
+
+
+# ------------------------------------------------------------------------------------------ identities of the terms
+
+B, CLASSES = 6, 4
+WRT = ("input", "features", "classifier")
+
+
+def _outputs(seed, width, scale=1.0, shift=0.0):
+    """Gradients and embedding times `scale`, logits plus `shift`."""
+    rng = np.random.default_rng(seed)
+    array = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+    grads = {"ce@input": array(B, 4, 4, 3), "ce@feature:-2": array(B, 2, 2, width)}
+    embedding = array(B, width)
+    return Outputs(jnp.asarray(2 * rng.normal(size=(B, CLASSES)) + shift, jnp.float32), embedding, grads=grads)
+
+
+@functools.cache
+def _term(wrt):
+    """Returns the heads and the values of one term, compiled once for two networks of different width."""
+    created = term.create("gradient", wrt=wrt)
+    shapes = jax.eval_shape(lambda: (_outputs(0, 3), _outputs(1, 5)))
+    heads, state = created.init(jax.random.key(0, impl="rbg"), *shapes, Setup(CLASSES, 20, 2))
+
+    @jax.jit
+    def values(student, teacher, labels):
+        place = jnp.zeros(B, jnp.int32)
+        batch = Batch({}, labels, jax.nn.one_hot(labels, CLASSES), place, place, jnp.int32(0))
+        return created.loss(heads, state, student, teacher, batch, jax.random.key(0, impl="rbg"))[0]
+
+    return heads, values
+
+
+@pytest.mark.parametrize("wrt", WRT)
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    scales=st.tuples(st.floats(1e-8, 1e8), st.floats(1e-8, 1e8)),
+    shift=st.floats(-20, 20),
+    order=st.permutations(range(B)),
+)
+def test_invariances(wrt, seed, scales, shift, order):
+    _, values = _term(wrt)
+    student, teacher, order = _outputs(seed, 3), _outputs(seed + 1000, 5), np.array(order)
+    labels = np.random.default_rng(seed).integers(0, CLASSES, B)
+    found = values(student, teacher, labels)
+    assert np.all((found > 0) & (found < 2 + 1e-6))
+    turned = values(*jax.tree.map(lambda x: x[order], (student, teacher)), labels[order])
+    np.testing.assert_allclose(turned, found[order], atol=1e-6)
+    # The length of gradients and embeddings does not matter, nor what is added to all logits of an example: their sums
+    # round to 1e-6, and a probability to as much of itself.
+    other = _outputs(seed, 3, scales[0], shift), _outputs(seed + 1000, 5, scales[1], -shift)
+    np.testing.assert_allclose(values(*other, labels), found, atol=1e-6 if wrt != "classifier" else 1e-5)
+
+
+@pytest.mark.parametrize("wrt", WRT)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), scale=st.floats(1e-8, 1e8))
+def test_zero_where_the_directions_agree(wrt, seed, scale):
+    heads, values = _term(wrt)
+    student, labels = _outputs(seed, 3), np.random.default_rng(seed).integers(0, CLASSES, B)
+    kernel = scale * np.float64(heads["projection"]["kernel"] if heads else np.eye(3))
+    projected = lambda x: jnp.asarray(np.float64(x) @ kernel, jnp.float32)
+    grads = {"ce@input": student.grads["ce@input"] * scale, "ce@feature:-2": projected(student.grads["ce@feature:-2"])}
+    embedding = projected(student.embedding) if wrt == "classifier" else student.embedding
+    teacher = student._replace(embedding=embedding, grads=grads)
+    found, grad = jax.value_and_grad(lambda s: values(s, teacher, labels).sum())(student)
+    assert found < 1e-6
+    relative = jax.tree.map(lambda g, x: np.abs(g).max() * np.abs(x).max(), grad, student)
+    assert max(jax.tree.leaves(relative)) < 1e-5

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from differences import central_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_relations import central_gradient
 from smooth_net import CLASSES, Pair, Slow, directions, slope
 
 from gkd_jax.errors import UserError

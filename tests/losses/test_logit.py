@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_logit as reference
 import pytest
+from differences import central_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
@@ -13,6 +14,9 @@ from gkd_jax.losses import logit, term
 SCHEDULED = reference.Compiled("kd", temperature=lambda step: 1.0 + step)
 STANDARDISED = reference.Compiled("kd", temperature=2.0, standardize=True)
 standardised = jax.jit(logit.standardised)
+
+# Of T^2 KL in float32, at T = 4: two logarithms between 1 and 4, each a sum and a difference that round to 1.2e-7.
+ROUNDING = 16 * 5e-7
 
 
 def _arrays(scale=1.0, seed=0):
@@ -29,10 +33,13 @@ def _kd(s, t, temperature):
     return temperature**2 * np.sum(p * np.log(p / q), axis=1)
 
 
-def test_cross_entropy():
-    z, y = _arrays()[0], np.random.default_rng(1).dirichlet(np.ones(5), 8)
-    expected = -np.sum(y * log_softmax(np.float64(z), axis=1), axis=1)
-    np.testing.assert_allclose(logit.cross_entropy(z, jnp.asarray(y, jnp.float32)), expected, rtol=1e-5)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_cross_entropy_value_and_gradient(scale):
+    z, y = _arrays(scale)[0], np.random.default_rng(1).dirichlet(np.ones(5), 8)
+    exact = lambda z: -np.sum(y * log_softmax(z, axis=1), axis=1)
+    np.testing.assert_allclose(logit.cross_entropy(z, jnp.asarray(y, jnp.float32)), exact(np.float64(z)), rtol=1e-5)
+    grad = jax.grad(lambda z: logit.cross_entropy(z, jnp.asarray(y, jnp.float32)).sum())(z)
+    np.testing.assert_allclose(grad, central_gradient(lambda z: exact(z).sum(), z), atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1, 4.0, jnp.float32(2.5)])
@@ -70,7 +77,7 @@ def test_bfloat16_gives_float32():
 def test_kd_derivative_in_the_temperature():
     s, t = reference.logits(3.0)
     found = jax.grad(lambda T: logit.kd(jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32), T).sum())(3.0)
-    np.testing.assert_allclose(found, reference.central(lambda T: _kd(s, t, T[0]).sum(), np.array([3.0]))[0], rtol=1e-4)
+    np.testing.assert_allclose(found, central_gradient(lambda T: _kd(s, t, T[0]).sum(), np.array([3.0]))[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("compiled", [SCHEDULED, STANDARDISED], ids=["schedule", "standardised"])
@@ -90,7 +97,7 @@ def test_standardised_kd_value_and_gradient(scale):
     value, grad, *_ = STANDARDISED(s, t)
     exact = lambda s: _kd(_standardised(s), _standardised(t), 2.0)
     np.testing.assert_allclose(value, exact(s), rtol=2e-5)
-    expected = reference.central(lambda s: exact(s).sum(), s)
+    expected = central_gradient(lambda s: exact(s).sum(), s)
     np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
@@ -110,10 +117,41 @@ def test_standardised_knows_no_shift_and_no_scale(shift, scale, seed):
     s, _ = reference.logits(seed=seed)
     found = standardised(jnp.asarray(scale * s + shift, jnp.float32))
     tolerance = 1e-5 * (1 + abs(shift) / scale)  # the sum rounds to float32
-    np.testing.assert_allclose(found, standardised(jnp.asarray(s, jnp.float32)), atol=tolerance)
     deviation = scale * np.std(s, axis=1, ddof=1)
-    squares = 4 * (deviation / (deviation + 1e-7)) ** 2
+    # But for what is added to the deviation, a visible share of a small one.
+    share, share_before = deviation / (deviation + 1e-7), deviation / (deviation + 1e-7 * scale)
+    expected = standardised(jnp.asarray(s, jnp.float32)) * (share / share_before)[:, None]
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    squares = 4 * share**2
     np.testing.assert_allclose(np.sum(np.square(found), axis=1), squares, rtol=tolerance)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-20, 20), scale=st.floats(0.1, 100))
+def test_invariances_of_kd(seed, shift, scale):
+    s, t = reference.logits(2.0, seed)
+    rng = np.random.default_rng(seed)
+    order, classes = rng.permutation(reference.B), rng.permutation(reference.CLASSES)
+    for compiled in (SCHEDULED, STANDARDISED):
+        value = compiled(s, t)[0]
+        assert np.min(value) > -ROUNDING
+        np.testing.assert_allclose(compiled(s[order], t[order])[0], value[order], atol=ROUNDING)
+        np.testing.assert_allclose(compiled(s[:, classes], t[:, classes])[0], value, rtol=1e-5, atol=ROUNDING)
+        # Sums with the shift round to 1e-6, T times that is moved; and T^2 times the rounding of what T divides.
+        np.testing.assert_allclose(compiled(s + shift, t - shift)[0], value, rtol=1e-4, atol=5e-5)
+    np.testing.assert_allclose(STANDARDISED(scale * s, t / scale)[0], STANDARDISED(s, t)[0], rtol=1e-4, atol=5e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-20, 20), scale=st.floats(0.1, 100))
+def test_kd_is_zero_where_probabilities_are_equal(seed, shift, scale):
+    s, _ = reference.logits(2.0, seed)
+    for compiled, T, same in ((SCHEDULED, 4, s), (STANDARDISED, 2, scale * s)):
+        value, grad, *_ = compiled(same + shift, s)
+        deviation = same.std(1, ddof=1) if compiled is STANDARDISED else np.ones(reference.B)
+        moved = 2e-7 * (1 + np.abs(same + shift).max(1)) / deviation  # the sum rounds, and 1e-7 is added to the latter
+        assert np.all(np.abs(value) < ROUNDING + T * moved)
+        assert np.all(np.abs(grad).max(1) * deviation < T * (1e-6 + moved))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.7, -1e4, 1e-30])

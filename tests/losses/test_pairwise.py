@@ -2,15 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from differences import central_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_relations import central_gradient
 from scipy.spatial.distance import cdist
 
 from gkd_jax.losses import pairwise
 
 unit, squared_distances = jax.jit(pairwise.unit), jax.jit(pairwise.squared_distances)
 cosines, inner_products = jax.jit(pairwise.cosines), jax.jit(pairwise.inner_products)
+centred = jax.jit(pairwise.centred)
 
 
 def _arrays(*shapes, seed=0):
@@ -68,7 +69,22 @@ def test_zeros_have_no_direction_and_no_derivative():
     assert not np.any(cosines(x, x)[0])
 
 
+@pytest.mark.parametrize("n", [1, 7, 1000])
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.7, -1e4])
+def test_spread_of_rows(n, value):
+    (x,) = _arrays((3, n))
+    x = x.at[0].set(value).at[1].add(30)
+    rest, deviation, known = centred(x)
+    expected = np.float64(x) - np.float64(x).mean(1, keepdims=True)
+    np.testing.assert_allclose(rest, expected, atol=1e-6 * (1 + 30 + abs(value)))
+    np.testing.assert_array_equal(known, [False, n > 1, n > 1])
+    if n > 1:
+        np.testing.assert_allclose(deviation[1:], expected[1:].std(1, ddof=1), rtol=1e-5)
+    assert deviation[0] == 1
+
+
 def test_nan_is_seen():
+    assert np.all(centred(jnp.asarray([[1.0, jnp.nan, 1.0]]))[2])
     (x,) = _arrays((2, 3))
     value, known = unit(x.at[0, 1].set(jnp.nan))
     assert np.all(known)

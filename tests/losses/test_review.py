@@ -2,7 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_case import TEACHER_WIDTHS, batch_norm, check, conv, heads_of, nchw, outputs
+from feature_case import TEACHER_WIDTHS, B, batch_norm, check, conv, heads_of, nchw, outputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gkd_jax.losses import review, term
 
@@ -79,3 +81,21 @@ def test_context_by_resolution():
     value, grad = jax.value_and_grad(lambda s: hierarchical_context(s, s + 0).sum())(x + 2)
     assert value == 0
     assert not np.any(grad)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-10, 10), scale=st.floats(0.01, 100))
+def test_identities_of_the_context(seed, shift, scale):
+    rng = np.random.default_rng(seed)
+    x, y = (jnp.asarray(v, jnp.float32) for v in rng.normal(size=(2, B, 8, 8, 3)))
+    value = hierarchical_context(x, y)
+    assert np.all(value > 0)
+    np.testing.assert_allclose(hierarchical_context(y, x), value, rtol=1e-6)
+    order, channels = rng.permutation(B), rng.permutation(3)
+    np.testing.assert_allclose(hierarchical_context(x[order], y[order]), value[order], rtol=1e-5)
+    turned = (v[:, ::-1, :, channels].swapaxes(1, 2) for v in (x, y))  # windows of equal size are turned into others
+    np.testing.assert_allclose(hierarchical_context(*turned), value, rtol=1e-5)
+    np.testing.assert_allclose(hierarchical_context(x + shift, y + shift), value, rtol=1e-4)
+    np.testing.assert_allclose(hierarchical_context(scale * x, scale * y), scale**2 * value, rtol=1e-5)
+    assert not np.any(hierarchical_context(x, x))
+    assert not np.any(jax.grad(lambda v: hierarchical_context(v, x).sum())(x))

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from feature_case import TEACHER_WIDTHS, B, check, nchw, outputs, regress
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gkd_jax.losses import term, wkd_f
 
@@ -63,3 +65,23 @@ def test_single_positions_constants_extremes_and_bfloat16():
         assert value.dtype == jnp.float32
         assert np.isfinite(value)
         assert np.all(np.isfinite(grad.astype(jnp.float32)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-10, 10), grid=st.sampled_from([1, 2]))
+def test_identities_of_the_distance(seed, shift, grid):
+    rng = np.random.default_rng(seed)
+    x, y = (jnp.asarray(v, jnp.float32) for v in rng.normal(size=(2, B, 4, 4, 3)))
+    of = lambda x, y: gaussian_cells(x, y, grid=grid, ratio=2.0)
+    value = of(x, y)
+    assert np.all(value > 0)
+    np.testing.assert_allclose(of(y, x), value, rtol=1e-6)
+    order, channels = rng.permutation(B), rng.permutation(3)
+    np.testing.assert_allclose(of(x[order][..., channels], y[order][..., channels]), value[order], rtol=1e-5)
+    np.testing.assert_allclose(of(x + shift, y + shift), value, rtol=1e-4)
+    # Within a cell the places do not matter, nor which of the cells of both are compared first.
+    cells = x.reshape(B, grid, 4 // grid, grid, 4 // grid, 3)
+    np.testing.assert_allclose(of(cells[:, :, ::-1, :, ::-1].reshape(x.shape), y), value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of(x[:, ::-1].swapaxes(1, 2), y[:, ::-1].swapaxes(1, 2)), value, rtol=1e-5)
+    assert not np.any(of(x, x))
+    assert not np.any(jax.grad(lambda v: of(v, x).sum())(x))

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gkd_jax import models
 from gkd_jax.errors import UserError
@@ -198,6 +200,38 @@ def test_the_term_at_equality_and_in_bfloat16():
     assert values.shape == (3,)
     # The teacher is a constant
     assert not np.asarray(jax.grad(lambda y: map_error(2 * x, y).sum())(x), np.float32).any()
+
+
+@jax.jit
+def values_of(x, y):
+    """The term of these final maps, of three examples."""
+    place = jnp.zeros(3, jnp.int32)
+    batch = Batch({}, place, jnp.zeros((3, 4)), place, place, jnp.int32(0))
+    ours, theirs = (Outputs(jnp.zeros((3, 4)), final=z) for z in (x, y))
+    return simkd_term().loss({}, (), ours, theirs, batch, jax.random.key(0))[0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-10, 10), scale=st.floats(0.01, 100))
+def test_identities_of_the_term(seed, shift, scale):
+    rng = np.random.default_rng(seed)
+    x, y = (
+        jnp.asarray(rng.normal(size=(3, 4, 4, 7)), jnp.float32),
+        jnp.asarray(rng.normal(size=(3, 2, 2, 7)), jnp.float32),
+    )
+    value = values_of(x, y)
+    assert np.all(value > 0)
+    order, channels = rng.permutation(3), rng.permutation(7)
+    np.testing.assert_allclose(values_of(x[order][..., channels], y[order][..., channels]), value[order], rtol=1e-5)
+    np.testing.assert_allclose(values_of(*(z[:, ::-1].swapaxes(1, 2) for z in (x, y))), value, rtol=1e-5)
+    np.testing.assert_allclose(values_of(x + shift, y + shift), value, rtol=1e-4)
+    np.testing.assert_allclose(values_of(scale * x, scale * y), scale**2 * value, rtol=1e-5)
+    # A student whose pooled map is the teacher's
+    detail = jnp.asarray(rng.normal(size=(3, 2, 2, 7)), jnp.float32)
+    same = jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2).at[:, ::2, ::2].add(detail).at[:, 1::2, ::2].add(-detail)
+    found, gradient = jax.value_and_grad(lambda x: values_of(x, y).sum())(same)
+    assert found < 1e-12
+    assert np.abs(gradient).max() < 1e-6
 
 
 def test_the_term_needs_maps_of_one_width():

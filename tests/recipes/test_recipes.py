@@ -101,6 +101,7 @@ def _line(method, pair, label):
         ("vid", "vgg13,vgg8", "vid", 1.0, {"weight": 1.0}),
         ("reviewkd", "resnet56,resnet20", "reviewkd", 1.0, {"weight": 0.6}),
         ("reviewkd", "resnet32x4,resnet8x4", "reviewkd", 1.0, {"weight": 5.0}),
+        ("reviewkd", "resnet50,mobilenetv2_half", "reviewkd", 1.0, {"weight": 30.0}),
         ("ofd", "vgg13,vgg8", "ofd", 1.0, {"weight": 0.001}),
         ("simkd", "resnet32x4,resnet8x4", "simkd", 0.0, {"weight": 1.0}),
         ("sp", "vgg13,vgg8", "sp", 1.0, {"weight": 3000.0}),

@@ -241,40 +241,33 @@ def test_programs_lower_for_an_absent_platform(make_job, begin, platform, strate
 # Largest differences between the students of a grid of devices and the same students trained alone: two groups of two
 # devices with one student each, and two of one device with two students
 GRID = """
-import json, pathlib, sys
+import dataclasses, json
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import helpers
 import numpy as np
-from gkd_jax import config, data, models, objective
+from experiments import synthetic
+from gkd_jax import config, objective
 from gkd_jax.training import members
-from gkd_jax.training.finished import Finished
-from gkd_jax.training.program import Job, Program
+from gkd_jax.training.program import Program
 from gkd_jax.training.resolve import resolve
-from gkd_jax.training.teacher import Teacher
 
 SEEDS = (3, 11, 0, 5)
 
-def job(**fields):
+def resolved(**fields):
     given = config.default()
     given.epochs, given.batch_size, given.optimizer.learning_rate = 2, 16, 0.01
-    given.data.source, given.data.pad = f"npz:{sys.argv[1]}", 1
     given.student.model, given.teacher.model = "speck", "resnet8"
     given.objective.terms.kd = objective.block("kd")
     given.objective.terms.wasserstein = objective.block("wasserstein", solver="unrolled")
     for name, value in fields.items():
         given[name] = value
-    resolved = resolve(given)
-    dataset = data.load(**resolved["data"])
-    model = models.create("resnet8", num_classes=4)
-    variables = model.init(jax.random.key(7), np.zeros((1, 8, 8, 3), np.float32))
-    known = Finished({}, dataset.class_names, (8, 8, 3), dataset.mean, dataset.std, model, variables, 0, {})
-    teacher = Teacher(model, variables, *model.classifier(variables), known)
-    return Job("test", resolved, pathlib.Path(), dataset, teacher)
+    return resolve(given)
 
 def train(devices, **fields):
-    program = Program(job(**fields), devices=jax.devices()[:devices])
+    job = dataclasses.replace(taught, config=resolved(**fields))
+    program = Program(job, devices=jax.devices()[:devices])
     state, frozen = program.initial()
     plan, fixed, step = program.plan(0), program.fixed(frozen), 0
     while step < 4:
@@ -285,6 +278,7 @@ def train(devices, **fields):
 
 found = {}
 with helpers.registrations():
+    taught = synthetic.job(resolved(), "resnet8", images=64, classes=4)
     for shared in (False, True):
         alone = [train(1, seed=seed, batch_seed=SEEDS[0] if shared else None)[0] for seed in SEEDS]
         for count, devices, calls in ((2, 4, 1), (2, 4, 2), (4, 2, 2)):
@@ -301,8 +295,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_a_grid_of_devices_shares_out_seeds_and_batches(tmp_path, compilation_cache):
-    np.savez(tmp_path / "images.npz", **helpers.images())
+def test_a_grid_of_devices_shares_out_seeds_and_batches(compilation_cache):
     tests = pathlib.Path(__file__).parents[1]
     environment = {
         **os.environ,
@@ -310,9 +303,7 @@ def test_a_grid_of_devices_shares_out_seeds_and_batches(tmp_path, compilation_ca
         "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
     }
-    found = subprocess.run(
-        [sys.executable, "-c", GRID, tmp_path / "images.npz"], env=environment, capture_output=True, text=True
-    )
+    found = subprocess.run([sys.executable, "-c", GRID], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     differences = json.loads(found.stdout)
     assert len(differences) == 2 * (2 + 2 + 4)

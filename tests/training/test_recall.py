@@ -256,10 +256,24 @@ def test_the_cost_is_that_of_the_seeds_that_draw(program, monkeypatch, fields, s
     assert found == [(2, 64 * seeds, seeds)]
 
 
-def test_a_cpu_is_asked_for_fewer_views_at_a_time(monkeypatch):
+@pytest.mark.parametrize(("devices", "most", "expected"), [(1, None, 128), (1, 5000, 1152), (2, 15, 16)])
+def test_no_more_views_are_in_memory_than_are_asked_for_at_a_time(program, monkeypatch, devices, most, expected):
+    """All 1,152 views go through the teacher, so many at a time, shared evenly between devices."""
     monkeypatch.undo()
-    assert recall.views_at_once("cpu") == 128
-    assert recall.views_at_once("gpu") == recall.views_at_once("tpu") == 1024
+    if most is not None:
+        monkeypatch.setattr(recall, "views_at_once", lambda _: most)
+    seen = program("logits", devices=devices, teacher__cache_dir="off", epochs=200)
+    whole, sizes = seen.job.teacher, set()
+
+    def apply(variables, images, **more):
+        sizes.add(len(images))
+        return whole.model.apply(variables, images, **more)
+
+    job = type(seen.job)(**{**_fields(seen.job), "teacher": whole._replace(model=whole.model._replace(apply=apply))})
+    seen = Program(job, devices=jax.devices()[:devices])
+    seen.plan(0)
+    assert seen.recall.cache.computed == 1152
+    assert max(sizes) == expected
 
 
 def test_few_epochs_fill_as_they_go_and_many_up_front(program, capsys, monkeypatch):
