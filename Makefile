@@ -10,10 +10,10 @@ demo: $(VENV)/demo.done
 	$(BIN)/python -m gkd_jax.main --config configs/digits.py --workdir runs/digits
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/test.done
-	GKD_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n 2 --all $(ARGS)
+	GKD_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n 2 --dist worksteal --all $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .

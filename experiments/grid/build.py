@@ -1,6 +1,5 @@
 """What grid files have in common: cells from recipes, at a size, under a schedule."""
 
-import copy
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -63,8 +62,7 @@ def said(c: ConfigDict) -> str:
 
 def under(c: ConfigDict, schedule: ConfigDict) -> None:
     """Puts all terms but cross-entropy, of any view, under a schedule; the objective is then no recipe's any more."""
-    for line in recipes.distilling(c).values():
-        line.schedule = copy.deepcopy(schedule)
+    recipes.under(c, schedule)
     c.recipe = None
 
 
