@@ -46,12 +46,14 @@ def choose(
     """
     if image_size is not None:
         return Residency("stream", f"crops of {image_size} x {image_size} pixels are cut from the encoded images")
-    has, free, share = ("the device has", device_free, _OF_DEVICE)
+    memory, free, share = ("the device's memory", device_free, _OF_DEVICE)
     if device_free is None:
-        has, free, share = ("the device shares", host_free, _OF_HOST)
+        memory, free, share = ("the host's memory, which the device shares,", host_free, _OF_HOST)
     room = int(share * (free or 0))
-    facts = f"the images take {_gb(nbytes)}, and {has} {_gb(free or 0)} free, of which they may take {share:.0%}"
-    on_host = f"of the host's {_gb(host_free)} they may take {_OF_HOST:.0%}"
+    facts = (
+        f"the images take {_gb(nbytes)}; of {memory} {_gb(free or 0)} are free, and they may take {share:.0%} of that"
+    )
+    on_host = f"of the host's {_gb(host_free)} that are free they may take {_OF_HOST:.0%}"
     if asked != "host" and nbytes <= room:
         return Residency("device", facts)
     if asked != "device" and nbytes <= _OF_HOST * host_free:

@@ -60,10 +60,15 @@ def test_images_are_kept_where_there_is_room(asked, device, host, expected):
 @pytest.mark.parametrize(
     ("asked", "device", "host", "message"),
     [
-        ("auto", 3 * GB, 2 * GB, "'auto': the images take 2.00 GB, and the device has 3.00 GB free, .* may take 50%"),
+        (
+            "auto",
+            3 * GB,
+            2 * GB,
+            "'auto': the images take 2.00 GB; of the device's memory 3.00 GB are free, .* may take 50%",
+        ),
         ("device", 3 * GB, 99 * GB, "data.residency is 'device': "),
-        ("host", 99 * GB, 2 * GB, "of the host's 2.00 GB they may take 80%; data.num_train takes fewer"),
-        ("auto", None, 2 * GB, "the device shares 2.00 GB free"),
+        ("host", 99 * GB, 2 * GB, "of the host's 2.00 GB that are free they may take 80%; data.num_train takes fewer"),
+        ("auto", None, 2 * GB, "the host's memory, which the device shares, 2.00 GB are free"),
     ],
 )
 def test_where_there_is_none_it_is_said(asked, device, host, message):

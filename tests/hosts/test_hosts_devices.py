@@ -121,7 +121,7 @@ def test_it_is_said_by_the_command(start, run_here, folder):
 def test_where_the_images_are_is_said_with_the_reason(start, run_here):
     result = run_here("said", *ALONE)
     assert result.status == 0, result.err
-    reason = "speck: images on the device: the images take 0.00 GB, and the device shares "
+    reason = "speck: images on the device: the images take 0.00 GB; of the host's memory, which the device shares, "
     assert result.err.count(reason) == 1
     again = run_here("said", *ALONE)
     assert (again.status, again.err) == (0, "")  # nothing was left to do
