@@ -9,11 +9,8 @@ traced for the sizes of their layers, and the rest is arithmetic.
 import functools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 
 from gkd_jax import models
 from gkd_jax.models import count
@@ -106,27 +103,8 @@ class Size(NamedTuple):
 def size(name: str) -> Size:
     """Returns the size of a network for ImageNet."""
     model = models.create(name, num_classes=CLASSES)
-    known = count.summary(model, IMAGE)
-    image = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0].logits)(variables, image)
-    outputs = list(_outputs(jaxpr.jaxpr))
+    known, outputs = count.summary(model, IMAGE), count.layer_outputs(model, IMAGE)
     return Size(known.parameters, known.macs, sum(outputs), len(outputs))
-
-
-_LAYERS = ("conv_general_dilated", "dot_general")
-_REWRITTEN = ("depthwise_taps", "convolve_3x3")  # convolutions that are written as something else
-
-
-def _outputs(jaxpr: Any) -> Iterator[int]:
-    for equation in jaxpr.eqns:
-        inner = [getattr(value, "jaxpr", None) for value in equation.params.values()]
-        if equation.primitive.name in _LAYERS or equation.params.get("name") in _REWRITTEN:
-            yield math.prod(equation.outvars[0].aval.shape)
-        else:
-            for one in inner:
-                if one is not None:
-                    yield from _outputs(getattr(one, "jaxpr", one))
 
 
 class Step(NamedTuple):

@@ -70,6 +70,11 @@ def macs(model: Model, image_shape: Shape) -> int:
     return _count(_trace(model, image_shape)[1])
 
 
+def layer_outputs(model: Model, image_shape: Shape) -> tuple[int, ...]:
+    """Returns how many values each convolution and linear layer gives for one image in eval mode, in their order."""
+    return tuple(math.prod(layer.outvars[0].aval.shape) for layer in _layers(_trace(model, image_shape)[1]))
+
+
 def mostly_pointwise(model: Model, image_shape: Shape) -> bool:
     """Returns whether little of `macs`, less than a quarter, is convolutions that are neither 1x1 nor depthwise."""
     jaxpr = _trace(model, image_shape)[1]
@@ -90,6 +95,15 @@ def _trace(model: Model, image_shape: Shape) -> tuple[Variables, Any, Outputs]:
 
 def _sides(outputs: Outputs) -> tuple[Shape, ...]:
     return tuple(feature.shape[1:] for feature in outputs.features or ())
+
+
+def _layers(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _ALL or equation.params.get("name") in _REWRITTEN:
+            yield equation
+        else:
+            for inner in _jaxprs(equation.params):
+                yield from _layers(inner)
 
 
 def _count(jaxpr: Any, counted: tuple[str, ...] = _ALL) -> int:

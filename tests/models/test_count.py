@@ -40,6 +40,14 @@ def test_forms_of_convolution_count_alike(name):
     assert min(macs) > 0
 
 
+@pytest.mark.parametrize("conv", ["plain", "cpu"])
+def test_layer_outputs(conv):
+    found = count.layer_outputs(models.create("resnet8", num_classes=10, conv=conv), (32, 32, 3))
+    wide, middle, narrow = 32 * 32 * 16, 16 * 16 * 32, 8 * 8 * 64
+    # The stem and three blocks of two convolutions, the last two with a shortcut of their own; the classifier
+    assert sorted(found) == sorted([*[wide] * 3, *[middle] * 3, *[narrow] * 3, 10])
+
+
 def test_parameters_of_arrays_leave_out_statistics_and_what_is_frozen():
     variables = {
         "params": {"a": np.zeros((2, 3)), "b": {"c": jax.ShapeDtypeStruct((5,), jnp.float32)}},
