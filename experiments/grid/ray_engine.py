@@ -111,15 +111,15 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends what runs, SIGTERM first, so that the runs save themselves; returns when nothing runs any more."""
-        refs = list(self._running)
+        refs = left = list(self._running)
         try:
             for ref in refs:
                 self._ray.cancel(ref)
             if refs:
-                self._ray.wait(refs, num_returns=len(refs), timeout=self._patience)
+                _, left = self._ray.wait(refs, num_returns=len(refs), timeout=self._patience)
         finally:  # a second Ctrl-C does not wait
-            for ref in refs:
-                self._ray.cancel(ref, force=True)  # of what is still running
+            for ref in left:  # of one that has just ended it would end this process too: a check of Ray's own fails
+                self._ray.cancel(ref, force=True)
             self._running.clear()
             if self._connected:
                 self._connected = False

@@ -12,7 +12,7 @@ import pytest
 from gkd_jax import notebook
 from gkd_jax.data import tfds
 from gkd_jax.errors import UserError
-from gkd_jax.notebook import child, curve, display, prepared
+from gkd_jax.notebook import child, curve, display, prepared, runs
 
 pytest.importorskip("IPython")
 
@@ -75,6 +75,29 @@ def test_a_place_shows_what_is_new(shown):
     for content in ("a", "a", "b"):
         place.show(content)
     assert [handle.updates for handle in shown] == [[{"text/plain": "a"}, {"text/plain": "b"}]]
+
+
+def test_a_run_is_drawn_again_after_each_epoch(shown, tmp_path):
+    def recorded(folder, epochs):
+        terms = {"ce": {"value": 1.0, "weight": 1.0}}
+        record = {"step": 1, "loss": 1.0, "terms": terms, "train_accuracy": 0.5, "val_accuracy": None}
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"epoch": e, **record}) + "\n" for e in epochs))
+
+    pictures = runs._Pictures(tmp_path)
+    pictures.update()
+    assert shown == []
+    recorded(tmp_path / "teacher", [1])
+    pictures.update()
+    assert [len(place.updates) for place in shown] == [1]  # accuracies alone: the student has no losses yet
+    recorded(tmp_path, [1])
+    pictures.update()
+    pictures.update()  # where nothing is new nothing is drawn
+    assert [len(place.updates) for place in shown] == [2, 1]
+    recorded(tmp_path, [1, 2])
+    pictures.update()
+    assert [len(place.updates) for place in shown] == [3, 2]
+    assert all(picture.data.startswith(PNG) for place in shown for picture in place.updates)
 
 
 def test_a_family_of_curves_is_one_picture(shown):
@@ -230,5 +253,7 @@ def test_a_mistake_is_one_sentence():
 def test_a_process_ends_with_its_parent(monkeypatch):
     killed = io.StringIO()
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.write(f"{pid} {int(number)}"))
-    child.end_with(os.getppid() + 1, interval=0.0).join()
+    watching = child.end_with(os.getppid() + 1, interval=0.0)
+    watching.join(timeout=10)
+    assert not watching.is_alive()
     assert killed.getvalue() == f"{os.getpid()} 15"

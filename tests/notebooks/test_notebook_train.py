@@ -140,7 +140,7 @@ def test_an_interruption_that_a_picture_swallows_is_not_lost(folder, monkeypatch
     monkeypatch.setattr(runs.plots, "plot_losses", swallowing)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        notebook.train("small.py", folder, "--config.epochs=100000", every=0.2)
+        notebook.train("small.py", folder, "--config.epochs=200", every=0.2)
     assert signal.getsignal(signal.SIGINT) is before
     assert not workdirs.held(folder)
 
