@@ -71,23 +71,10 @@ def fill(views: int, *, epochs: int, per_epoch: int, seeds: int, batch: int) -> 
       seeds: that draw batches of their own.
       batch: views that are computed at a time.
     """
-    import jax
+    from gkd_jax.training import cost
 
-    from gkd_jax.training.cache import Cache
-
-    # The cache's own choice. It depends on the number of views and not on their rows: one number each, in host memory
-    cache = Cache(
-        lambda ids: {},
-        {"rows": ()},
-        size=views,
-        batch=batch,
-        where=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-        device_budget=0,
-        shards=None,
-        say=lambda text: None,
-    )
-    how, _ = cache.choose(epochs, per_epoch, seeds)
-    return how, min(cache.cost(epochs, per_epoch, seeds))
+    found = cost.forwards(views, size=views, epochs=epochs, per_epoch=per_epoch, batch=batch, seeds=seeds)
+    return found.how, min(found)
 
 
 def _program(setup: Mapping[str, Any]) -> Any:

@@ -157,15 +157,15 @@ class Cache:
         """Whether every id is held in every quantity."""
         return self.missing == 0
 
-    def cost(self, epochs: int, per_epoch: int, seeds: int = 1) -> tuple[int, int]:
-        """Returns the forwards `(up_front, by_epoch)` that a run still takes, padding included.
+    def cost(self, epochs: int, per_epoch: int, seeds: int = 1) -> cost.Forwards:
+        """Returns the forwards that a run still takes.
 
         Args:
           epochs: to come.
           per_epoch: ids looked up in an epoch, those of all seeds together.
           seeds: that draw batches of their own; 1 where all share them.
         """
-        lazily = cost.by_epoch(
+        return cost.forwards(
             self.missing,
             size=len(self._whole),
             epochs=epochs,
@@ -173,23 +173,17 @@ class Cache:
             batch=self._batch,
             seeds=seeds,
         )
-        return cost.up_front(self.missing, self._batch), lazily
 
     def choose(self, epochs: int, per_epoch: int, seeds: int = 1) -> tuple[Literal["up front", "by epoch"], str]:
-        """Returns the cheaper way to fill, and a sentence that says why; arguments as for `cost`.
-
-        A tie goes to "up front", which leaves later runs a complete cache.
-        """
-        at_once, lazily = self.cost(epochs, per_epoch, seeds)
-        if not at_once:
+        """Returns the cheaper way to fill (`cost.Forwards`) and a sentence that says why; arguments as for `cost`."""
+        found = self.cost(epochs, per_epoch, seeds)
+        if not found.up_front:
             return "up front", f"all {len(self._whole):,} views are held"
         compared = (
-            f"{at_once:,} forwards for the {self.missing:,} views that are missing, against {lazily:,} expected for "
-            f"those that {epochs:,} epochs of {per_epoch:,} look up"
+            f"{found.up_front:,} forwards for the {self.missing:,} views that are missing, against "
+            f"{found.by_epoch:,} expected for those that {epochs:,} epochs of {per_epoch:,} look up"
         )
-        if at_once <= lazily:
-            return "up front", f"the cache is filled up front: {compared}"
-        return "by epoch", f"the cache is filled by epoch: {compared}"
+        return found.how, f"the cache is filled {found.how}: {compared}"
 
     def fill_all(self) -> None:
         """Computes whatever is missing; see `fill`."""

@@ -12,8 +12,27 @@ each lookup finds its view missing with probability m / size.
 """
 
 import math
+from typing import Literal, NamedTuple
 
 _SPREAD = 8.0  # standard deviations beyond which a normal variable is not expected
+
+
+class Forwards(NamedTuple):
+    """The teacher's forwards that a run takes to fill a cache, padding included, in either way."""
+
+    up_front: int
+    by_epoch: int
+
+    @property
+    def how(self) -> Literal["up front", "by epoch"]:
+        """The cheaper way; a tie goes to "up front", which leaves later runs a complete cache."""
+        return "up front" if self.up_front <= self.by_epoch else "by epoch"
+
+
+def forwards(missing: int, *, size: int, epochs: int, per_epoch: int, batch: int, seeds: int) -> Forwards:
+    """Returns what both ways cost; arguments as for `by_epoch`."""
+    lazily = by_epoch(missing, size=size, epochs=epochs, per_epoch=per_epoch, batch=batch, seeds=seeds)
+    return Forwards(up_front(missing, batch), lazily)
 
 
 def up_front(missing: int, batch: int) -> int:
