@@ -27,9 +27,8 @@ _DEVICES = 2  # of a CPU without kernels of our own: more were never measured
 def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False, computes: bool = True) -> None:
     """Prepares this process; to be called before JAX looks for devices.
 
-    On a machine without an accelerator, the memory allocator keeps what it has: XLA takes and frees the same large
-    blocks at every step, which glibc would map and unmap, and the kernel fill with zeros, each time. What the user has
-    set in the environment (`MALLOC_...`, `JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays as it is.
+    Of a machine without an accelerator, see `keep_memory` too. What the user has set in the environment
+    (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays as it is.
 
     Args:
       cpu_devices: how many devices the CPU counts as; "auto" for one if our own kernels (`gkd_jax.native`) are there,
@@ -43,7 +42,7 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False, computes:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if not _without_accelerator():
         return
-    _keep_memory()
+    keep_memory()
     options: Any = jax.config
     settled = options.jax_num_cpu_devices
     if cpu_devices == "auto":
@@ -56,6 +55,22 @@ def prepare(cpu_devices: Any = "auto", *, deterministic: bool = False, computes:
             if cpu_devices == len(jax.devices()):
                 return
             say(f"cpu_devices={cpu_devices} has no effect, since JAX has started with {len(jax.devices())}")
+
+
+def keep_memory() -> None:
+    """Has the memory allocator keep what it has, on a machine without an accelerator; elsewhere it does nothing.
+
+    XLA takes and frees the same large blocks at every step, which glibc would map and unmap, and the kernel fill with
+    zeros, each time. To be called before this process starts a thread: one that was there before has a heap of its own,
+    which XLA's threads then share, and what does not fit into it is mapped and unmapped in spite of all (a quarter of
+    the time of four students trained together). What the user has set in the environment (`MALLOC_...`) stays as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is None or not _without_accelerator():
+        return
+    for variable, (option, value) in _MALLOPT.items():
+        if variable not in os.environ:
+            mallopt(option, value)
 
 
 def keep_compiled(given: str) -> None:
@@ -78,12 +93,3 @@ def _without_accelerator() -> bool:
     if chosen:
         return str(chosen).split(",")[0] == "cpu"
     return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
-
-
-def _keep_memory() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
-    if mallopt is None:
-        return
-    for variable, (option, value) in _MALLOPT.items():
-        if variable not in os.environ:
-            mallopt(option, value)

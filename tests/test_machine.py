@@ -1,5 +1,6 @@
 """What is settled before JAX starts, seen from processes of its own."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -59,3 +60,32 @@ def test_a_number_of_devices_that_comes_too_late_is_told():
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert found.stdout == "1\n"
     assert "cpu_devices=3 has no effect, since JAX has started with 1" in found.stderr
+
+
+HEAPS = """
+import ctypes, os, threading
+{run}
+threads = [threading.Thread(target=lambda: [bytearray(3000) for _ in range(100)]) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+WITH_A_THREAD_FROM_THE_START = {
+    "grid": 'from experiments.grid import worker; worker.main(["no_such_task.json", "--leash"])',
+    "notebook": 'from gkd_jax.notebook import child; child.run(["child", str(os.getppid()), "--no_such_flag"])',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="the allocator is not glibc's")
+@pytest.mark.parametrize("process", WITH_A_THREAD_FROM_THE_START)
+def test_all_threads_share_the_heap_that_keeps_its_memory(process):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"JAX_PLATFORMS": "cpu"}
+    code = HEAPS.replace("{run}", WITH_A_THREAD_FROM_THE_START[process])
+    ours, never_written = os.pipe()  # an input that ends would be the worker's sign to stop
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env, stdin=ours, capture_output=True, text=True, check=True
+    )
+    os.close(ours), os.close(never_written)
+    assert found.stderr.startswith("gkd_jax: ")
+    assert found.stderr.count("Arena ") == 1

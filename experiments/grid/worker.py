@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from experiments.grid import cells, process, tasks
+from gkd_jax import machine
 from gkd_jax.command import Command
 from gkd_jax.errors import UserError
 from gkd_jax.main import execute
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--leash", action="store_true")
     parser.add_argument("--cores")
     given = parser.parse_args(argv)
+    machine.keep_memory()  # before the first thread
     if given.leash:
         threading.Thread(target=_leash, daemon=True).start()
     if given.cores and hasattr(os, "sched_setaffinity"):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from gkd_jax import main
+from gkd_jax import machine, main
 
 
 def end_with(parent: int, interval: float = 1.0) -> threading.Thread:
@@ -37,6 +37,7 @@ def end_with(parent: int, interval: float = 1.0) -> threading.Thread:
 
 def run(argv: Sequence[str]) -> int:
     """Does what `python -m gkd_jax.main` does with the arguments behind the parent's number; returns its status."""
+    machine.keep_memory()  # before the first thread
     end_with(int(argv[1]))
     return main.main(["gkd_jax", *argv[2:]])
 
