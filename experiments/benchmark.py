@@ -25,8 +25,9 @@ from typing import Any
 
 from experiments.bench import report
 from experiments.bench.compare import Worker, alternate
-from experiments.bench.protocol import OBJECTIVES
-from gkd_jax.processor import processor
+from experiments.bench.protocol import OBJECTIVES, held_in
+from gkd_jax.config import CACHES, NO_CACHE
+from gkd_jax.processor import processor, vectors
 from gkd_jax.reporting.files import write_json
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "benchmarks.md"
@@ -50,7 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--pair", default="resnet56,resnet20", help="TEACHER,STUDENT")
     parser.add_argument("--objective", default="kd", choices=OBJECTIVES)
-    parser.add_argument("--cache", default="none", choices=("none", "logits", "embedding", "gradients"))
+    parser.add_argument("--cache", default=NO_CACHE, choices=CACHES)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1, help="students that train together on our side")
@@ -74,7 +75,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=pathlib.Path, help="write the figures here")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="append the table here")
     parser.add_argument("--dry", action="store_true", help="only print the table")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    needed = held_in(given.objective)
+    if given.cache != NO_CACHE and not given.student_only and CACHES.index(given.cache) < CACHES.index(needed):
+        parser.error(f"--cache {given.cache} does not hold all that {given.objective} compares; --cache {needed} does")
+    return given
 
 
 def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "setup": setup,
-        "device": f"{ours.ready['device']} x {ours.ready['devices']}, {processor()}",
+        "device": f"{ours.ready['device']} x {ours.ready['devices']}, {processor()}{_vectors()}",
         "versions": _versions(),
         "date": datetime.date.today().isoformat(),
         "command": command,
@@ -141,6 +146,10 @@ def _rates(dtype: str) -> dict[str, Any]:
     )
     measured: dict[str, Any] = json.loads(found.stdout)
     return measured
+
+
+def _vectors() -> str:
+    return f" ({vectors()})" if vectors() else ""
 
 
 def _versions() -> dict[str, str]:

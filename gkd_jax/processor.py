@@ -12,6 +12,23 @@ def processor() -> str:
     return f"{count} of {name}" if name else f"{count}, {platform.machine()}"
 
 
+# By Linux's names, the widest first
+_VECTORS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 and bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}
+
+
+def vectors() -> str:
+    """Returns the widest vector instructions, which names such as "AMD EPYC" leave open; "" if nothing is known."""
+    flags = (_told("flags") or _told("Features")).split()
+    return next((name for flag, name in _VECTORS.items() if flag in flags), "")
+
+
 def instructions() -> str:
     """Returns what tells the processors apart that code compiled for this one runs on."""
     return f"{platform.machine()} {_told('model name')} {_told('flags') or _told('Features')}"

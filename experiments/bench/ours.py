@@ -18,8 +18,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.bench.protocol import OBJECTIVES, Answer, answer_all, on_standard_streams
+from experiments.bench.protocol import OBJECTIVES, Answer, answer_all, held_in, on_standard_streams
 from gkd_jax import machine
+from gkd_jax.config import NO_CACHE
+from gkd_jax.errors import UserError
 
 # A line of the objective for each part of its name
 _TERMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,7 +58,7 @@ def configuration(setup: Mapping[str, Any]) -> dict[str, Any]:
         given.objective.terms[part] = objective.block(term, **options)
     given.teacher.cache = setup["cache"]
     if setup["student_only"]:  # given outputs are looked up, whatever they are
-        given.teacher.cache = "gradients" if "gm" in parts else "embedding" if {"w", "cg"} & {*parts} else "logits"
+        given.teacher.cache = held_in(setup["objective"])
     given.teacher.cache_dir = "off"
     return resolve(given)
 
@@ -107,6 +109,8 @@ class Ours:
         self.fixed = self.program.fixed(self._frozen)
         self.fill_rate = self._measure_fill()
         self.plan = self.program.plan(0)
+        if self.job.config["teacher"]["cache"] != NO_CACHE and self.program.recall is None:
+            raise UserError("the teacher's cache is of no use here, for the reason above; measure with --cache none")
         start = time.perf_counter()
         self.program.compile_all(0, self.state, self.plan, self.fixed)
         self.compile_seconds = time.perf_counter() - start

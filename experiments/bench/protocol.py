@@ -20,6 +20,13 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "full": ("kd", "w", "gm"),
 }
 
+
+def held_in(objective: str) -> str:
+    """Returns the smallest of the teacher's caches that holds all that an objective compares."""
+    parts = {*OBJECTIVES[objective]}
+    return "gradients" if "gm" in parts else "embedding" if {"w", "cg"} & parts else "logits"
+
+
 Answer = Callable[[dict[str, Any]], None]
 
 

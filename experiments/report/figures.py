@@ -82,14 +82,17 @@ def differences(group: Group, folder: pathlib.Path) -> Picture | None:
 
 
 def wall_time(group: Group, folder: pathlib.Path) -> Picture | None:
-    """Draws validation accuracy over the seconds that training took."""
-    shown = [run for run in group.runs if np.isfinite(run.series("val_accuracy")).any()]
-    if not shown:
+    """Draws accuracy over the seconds that training took: on validation images, or where none were kept in training."""
+    kinds = {"val_accuracy": "validation", "train_accuracy": "training"}
+    having = {field: [run for run in group.runs if np.isfinite(run.series(field)).any()] for field in kinds}
+    field = next((field for field, runs in having.items() if runs), None)
+    if field is None:
         return None
+    shown, kind = having[field], kinds[field]
     file = f"{group.slug}-wall-time.png"
     seconds = [np.cumsum([record["seconds"] for record in run.records] - run.overhead) for run in shown]
     unit, name = (60.0, "minutes") if max(row[-1] for row in seconds) > 600 else (1.0, "seconds")
-    rows = [run.series("val_accuracy") for run in shown]
+    rows = [run.series(field) for run in shown]
     if len(shown) <= _TOGETHER:
         parts = [shown]
     else:  # too many lines for one eye: some at a time, each time beside the baseline
@@ -108,20 +111,23 @@ def wall_time(group: Group, folder: pathlib.Path) -> Picture | None:
                 drawing.band(one, seconds[where] / unit, rows[where], run.kind, style)
             one.legend(loc="lower right", fontsize=8)
             one.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes[0].set(ylabel="validation accuracy", ylim=_high(rows))
+        axes[0].set(ylabel=f"{kind} accuracy", ylim=_high(rows))
         axes[0].set_xlim(left=0)
     ends = "; ".join(
-        f"{run.kind}: {told(spread([100 * v[0] for v in run.validation().values()]))} % after {x[-1]:,.0f} s"
-        for run, x in zip(shown, seconds, strict=True)
+        f"{run.kind}: {told(spread([100 * v for v in row[:, -1] if np.isfinite(v)]))} % after {x[-1]:,.0f} s"
+        for run, row, x in zip(shown, rows, seconds, strict=True)
+    )
+    of = (
+        "" if kind == "validation" else "No images were kept for validation: this is the mean of each epoch's batches. "
     )
     return Picture(
         file,
-        "Validation accuracy over wall time",
-        f"Validation accuracy over the time that training took. At the end: {ends}.",
-        "Lines: mean over seeds; bands: one standard deviation. Times are without compilation and without the filling "
-        "of the teacher's cache, which the first cell pays for all (with both for runs that did not record them "
-        "apart); other work on the same machine makes them longer. The baseline is black. The accuracies of the first "
-        "epochs may lie below the axis.",
+        f"{kind.capitalize()} accuracy over wall time",
+        f"{kind.capitalize()} accuracy over the time that training took. At the end: {ends}.",
+        f"{of}Lines: mean over seeds; bands: one standard deviation. Times are without compilation and without the "
+        "filling of the teacher's cache, which the first cell pays for all (with both for runs that did not record "
+        "them apart); other work on the same machine makes them longer. The baseline is black. The accuracies of the "
+        "first epochs may lie below the axis.",
         tuple(shown),
     )
 
@@ -254,7 +260,8 @@ def terms(group: Group, folder: pathlib.Path) -> Picture | None:
         file,
         "Weight of each term",
         f"Effective weight of each term over the run, from start to end. {'. '.join(said)}.",
-        "What each loss is multiplied by, its own factor times the schedule. Equal weights are one line of alternating "
+        "What each loss is multiplied by: its own factor times the schedule, and for a balanced term times the ratio "
+        "that brings it to the size of the cross-entropy. Equal weights are one line of alternating "
         "colours; the axis is logarithmic where weights differ twentyfold.",
         group.runs,
     )

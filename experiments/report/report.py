@@ -21,8 +21,9 @@ _PACKAGES = ("scipy", "statsmodels", "numpy", "matplotlib")
 READING = (
     "Accuracies are of the last epoch. The accuracy on the test images of any other epoch is never computed: choosing "
     "the best one by it would be training on the test images.",
-    "Validation accuracy stands beside itself at the best epoch of each seed, so that the difference shows how much "
-    "choosing an epoch by the images that one reports would have flattered.",
+    "Validation accuracy, if images were kept for it (data.val_fraction), stands beside itself at the best epoch of "
+    "each seed, so that the difference shows how much choosing an epoch by the images that one reports would have "
+    "flattered.",
     "± is the sample standard deviation over n seeds (divided by n - 1); one seed has none.",
     "A difference is the mean over the seeds that a run shares with the baseline, in percentage points, with the 95 % "
     "interval of the paired t test (it is not corrected for the number of comparisons). Fewer than two such seeds "

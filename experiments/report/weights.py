@@ -37,7 +37,8 @@ def curves(run: Run) -> dict[str, Curve]:
     """Returns the weight of every line of a run's objective by its label, cross-entropy among them.
 
     A plain schedule is drawn as the run's configuration has it. One that was fitted while the run went on, or whose
-    term only the grid's file knows, is what the run recorded at the end of every epoch.
+    term only the grid's file knows, is what the run recorded at the end of every epoch, and so is a balanced term's
+    weight, which is times the ratio that brings its loss to the size of the cross-entropy.
     """
     names = list(dict.fromkeys(name for record in run.records for name in record.get("terms", {})))
     found = {name: _recorded(run, name) for name in names}
@@ -48,7 +49,7 @@ def curves(run: Run) -> dict[str, Curve]:
         return found
     t = np.linspace(0.0, 1.0, _POINTS + 1)
     for name, line in lines.items():
-        if name in found and not jax.tree.leaves(line.weight.init):
+        if name in found and not jax.tree.leaves(line.weight.init) and not _balanced(run, name):
             weight = np.broadcast_to(np.asarray(line.weight.at((), jnp.asarray(t * total))), t.shape)
             found[name] = Curve(t, weight.astype(float), None, line.weight.bounds(()))
     return found
@@ -58,8 +59,14 @@ def _recorded(run: Run, name: str) -> Curve:
     total = run.records[-1]["step"]
     t = (np.asarray([record["step"] for record in run.records], dtype=float) - 1) / total
     values = run.series("terms", name, "weight")
+    if _balanced(run, name):
+        values = values * run.series("terms", name, "balance")
     same = np.allclose(values, values[:1], rtol=1e-6, equal_nan=True)
     return Curve(t, values.mean(0), None if same else values.std(0, ddof=1), _bounds(run, name, t))
+
+
+def _balanced(run: Run, name: str) -> bool:
+    return bool(np.isfinite(run.series("terms", name, "balance")).any())
 
 
 def _bounds(run: Run, name: str, t: np.ndarray) -> Bounds | None:

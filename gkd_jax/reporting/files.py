@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}")
 
 
+def unique() -> str:
+    """Returns a part of a file name that no other process has, also on another machine, where process numbers recur."""
+    return uuid.uuid4().hex
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file that holds either what it held before or all of `content`, whenever the process or machine stops.
 
@@ -28,7 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     path = pathlib.Path(path)
     # In the same folder: a rename is atomic only within one file system. Not `tempfile`: others may not read its files.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

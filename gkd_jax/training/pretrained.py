@@ -24,7 +24,7 @@ import gkd_jax
 from gkd_jax import config, hosts, models
 from gkd_jax.errors import UserError, unknown
 from gkd_jax.outputs import Variables
-from gkd_jax.reporting.files import cannot_write, dumps, write_json
+from gkd_jax.reporting.files import cannot_write, dumps, unique, write_json
 from gkd_jax.training import checkpoint, finished, imported, parts
 
 PREFIX = "pretrained:"
@@ -218,9 +218,8 @@ def _as_trained(known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make(folder: pathlib.Path, name: str, entry: Entry, variables: Variables) -> None:
     """Puts a teacher into a directory, whole or not at all; another process may be doing the same."""
-    made, damaged = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    made, damaged = (folder.with_name(f".{folder.name}.{unique()}.{kind}") for kind in ("tmp", "old"))
     try:
-        shutil.rmtree(made, ignore_errors=True)  # of a process of this number that was killed
         write(made, name, entry, variables)
         try:
             if folder.exists() and not _whole(folder, entry):

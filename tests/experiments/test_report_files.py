@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("statsmodels")
@@ -14,7 +15,7 @@ import report_case
 from report_case import change
 
 from experiments.report import __main__ as command
-from experiments.report import figures, tables
+from experiments.report import figures, tables, weights
 from experiments.report.collect import KEPT, collect
 from gkd_jax.errors import UserError
 
@@ -204,7 +205,7 @@ def test_same_values_on_every_seed(copy):
 
 
 def test_bare_runs(copy, tmp_path):
-    """One run without validation, of one seed, with nothing measured but its accuracy: only the weights are drawn."""
+    """One run without validation, of one seed, with nothing measured but its accuracy."""
     name = "first-alone"
     change(copy / "grid.json", lambda grid: grid.update(cells=[{"name": name, "labels": {}}], within=[], baseline={}))
     shutil.rmtree(copy / "failed")
@@ -213,7 +214,9 @@ def test_bare_runs(copy, tmp_path):
     file = copy / "runs" / name / "metrics.jsonl"
     file.write_text(re.sub(r'"val_accuracy": [\d.]+', '"val_accuracy": null', file.read_text()))
     group = collect(copy).groups[0]
-    assert [picture.file for picture in figures.draw(group, tmp_path / "figures")] == ["01-all-weights.png"]
+    pictures = figures.draw(group, tmp_path / "figures")
+    assert [picture.file for picture in pictures] == ["01-all-wall-time.png", "01-all-weights.png"]
+    assert pictures[0].title == "Training accuracy over wall time"
     assert tables.main_table(group).heads == (
         "test, last epoch (%)",
         "n",
@@ -224,6 +227,17 @@ def test_bare_runs(copy, tmp_path):
     assert tables.main_table(group).rows[0].run.kind == name
     assert command.main([str(copy)]) == 0
     assert "Without a result" not in (copy / "report.md").read_text()
+
+
+def test_the_weight_of_a_balanced_term_is_times_its_ratio(copy):
+    name = "first-kd-gompertz"
+    before = weights.curves(next(run for run in collect(copy).runs if run.name == name))
+    file = copy / "runs" / name / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"kd": {', '"kd": {"balance": 4.0, '))
+    after = weights.curves(next(run for run in collect(copy).runs if run.name == name))
+    at_its_end = {kind: curves["kd"].mean[-1] for kind, curves in (("before", before), ("after", after))}
+    np.testing.assert_allclose(at_its_end["after"], 4 * at_its_end["before"], rtol=1e-3)  # a step apart; seeds differ
+    assert after["ce"].mean[-1] == before["ce"].mean[-1]
 
 
 def test_what_a_student_was_exported_to(copy, tmp_path):
