@@ -102,7 +102,7 @@ def default() -> ConfigDict:
     config.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
     config.ema = 0.0
     config.deterministic = False  # on GPU: slower, and bit-equal from run to run
-    config.checkpoint_every = 1  # epochs
+    config.checkpoint_every = placeholder("auto")  # epochs; auto: the best, the last, and others half a minute apart
     config.steps_per_call = placeholder("auto")  # steps a program: some hundred on accelerators, 1 on CPU
     config.cpu_devices = placeholder("auto")  # to share a batch among; see machine.prepare
     config.compilation_cache = "auto"  # a folder of the user's cache on accelerators, none on CPU; "off"; or a path
@@ -226,7 +226,7 @@ def _seeds(value: Any) -> bool:
 
 _folder: tuple[Callable[[Any], bool], str] = (lambda v: bool(v.strip()), "'auto', 'off' or the path of a folder")
 # Fields that are a number or "auto"
-_AUTO = ("steps_per_call", "cpu_devices", "teacher.cache_memory", "data.workers")
+_AUTO = ("checkpoint_every", "steps_per_call", "cpu_devices", "teacher.cache_memory", "data.workers")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _between(0, 2**32 - 1),
     "seeds": (_seeds, "different whole numbers from 0 to 2^32 - 1, such as (0, 1, 2, 3)"),
@@ -238,7 +238,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _between(1, 10**6),
     "dtype": _one_of("auto", "float32", "bfloat16"),
     "ema": _between(0, 1, open_high=True),
-    "checkpoint_every": _between(1, 10**6),
+    "checkpoint_every": _auto_or(1, "a whole number", int),
     "data.val_fraction": _between(0, 1, open_high=True),
     "data.split_seed": _between(0, 2**32 - 1),
     "data.num_train": (lambda v: v is None or (isinstance(v, int) and v > 0), "a whole number, 1 or above"),

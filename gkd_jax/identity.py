@@ -45,6 +45,9 @@ _NEUTRAL = (
     "tensorboard",
 )
 
+# Values that leave the same behind as another one, of which older runs tell: "auto" keeps the same best and the last.
+_ALIKE: dict[str, dict[str, Any]] = {"checkpoint_every": {"auto": 1}}
+
 
 def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration as plain dictionaries, lists and numbers, as `json` reads it back.
@@ -66,7 +69,9 @@ def to_json(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that make a run what it is, by dotted path: all but logging and paths of caches."""
     return {
-        path: value for path, value in leaves(to_json(resolved)) if path not in _NEUTRAL and not _added(path, value)
+        path: _ALIKE.get(path, {}).get(value, value) if isinstance(value, str) else value
+        for path, value in leaves(to_json(resolved))
+        if path not in _NEUTRAL and not _added(path, value)
     }
 
 

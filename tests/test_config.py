@@ -87,7 +87,7 @@ VIEWS_TOO = (
         ("ema", 1.0, "at least 0 and below 1, not 1.0"),
         ("ema", -0.1, "at least 0 and below 1, not -0.1"),
         ("ema", math.nan, "at least 0 and below 1, not nan"),
-        ("checkpoint_every", 0, "between 1 and 1000000, not 0"),
+        ("checkpoint_every", 0, "'auto' or a whole number, 1 or above, not 0"),
         ("data.val_fraction", 1.0, "at least 0 and below 1, not 1.0"),
         ("data.val_fraction", -0.1, "at least 0 and below 1, not -0.1"),
         ("data.split_seed", -1, "between 0 and 4294967295, not -1"),
@@ -311,6 +311,9 @@ def test_a_run_from_before_a_field_is_the_same_run_with_the_value_it_then_had(re
     now = {**old, "seeds": [], "seeds_share_batches": False, "batch_seed": None}
     assert identity.differences(now, old) == []
     assert identity.differences({**now, "seeds": [0, 1]}, old) == ["seeds: None -> [0, 1]"]
+    assert now["checkpoint_every"] == 1  # which leaves the same behind as
+    assert identity.differences({**now, "checkpoint_every": "auto"}, old) == []
+    assert identity.differences({**now, "checkpoint_every": 2}, old) == ["checkpoint_every: 1 -> 2"]
 
 
 def test_the_hash_does_not_depend_on_the_order_of_fields(resolved):

@@ -68,10 +68,21 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the kept checkpoint with the highest accuracy on validation, None without validation."""
+        found = self._best
+        return None if found is None else found[1]
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """The accuracy on validation of `best`, None without validation."""
+        found = self._best
+        return None if found is None else found[0]
+
+    @property
+    def _best(self) -> tuple[float, int] | None:
         if not self.folder.is_dir():
             return None
         rated = [(c.metrics[_METRIC], c.step) for c in self._checkpointer().checkpoints if c.metrics]
-        return max(rated)[1] if rated else None
+        return max(rated, default=None)
 
     def save(
         self, step: int, state: Tree, val_accuracy: float | None = None, note: Mapping[str, Any] | None = None

@@ -27,6 +27,8 @@ from gkd_jax.training.state import Metrics, TrainState
 from gkd_jax.training.stop import Interrupted, Stop, Together
 from gkd_jax.training.streamed import StreamedBatches
 
+# Seconds between checkpoints that nothing but a crash asks for: one takes the host as long as a GPU an epoch of CIFAR
+_APART = 30.0
 # One student's part of a tree, wherever it lies, as one program instead of one for each array
 _pick = jax.jit(members.one)
 
@@ -123,6 +125,7 @@ class _Loop:
         self.program, self.job, self.checkpoints = program, program.job, checkpoints
         self.state, self.frozen, self.step, self.stop = state, frozen, step, stop
         self.kept: int | None = step or None
+        self.kept_at, self.best = time.monotonic(), checkpoints.best_accuracy
         self.filled = 0.0  # seconds, in the epochs so far
         dataset = self.job.dataset
         # One student's part of a tree, which several processes need whole
@@ -143,7 +146,7 @@ class _Loop:
             for epoch in range(first, job.config["epochs"]):
                 record = self._epoch(epoch, reports)
                 reports.epoch(record)
-                if (epoch + 1) % job.config["checkpoint_every"] == 0 or epoch + 1 == job.config["epochs"]:
+                if self._is_kept(epoch + 1, record["val_accuracy"]):
                     self._save(record["val_accuracy"])
                 if epoch + 1 < job.config["epochs"]:
                     self._stop_if_asked(record["val_accuracy"])
@@ -271,7 +274,20 @@ class _Loop:
         batches = self.program.batches
         note = batches.state(self.step) if isinstance(batches, StreamedBatches) else None
         self.checkpoints.save(self.step, self.state, val_accuracy, note)
-        self.kept = self.step
+        self.kept, self.kept_at = self.step, time.monotonic()
+        if val_accuracy is not None:
+            self.best = val_accuracy if self.best is None else max(self.best, val_accuracy)
+
+    def _is_kept(self, epochs: int, val_accuracy: float | None) -> bool:
+        """Returns whether the state after so many epochs becomes a checkpoint."""
+        every = self.job.config["checkpoint_every"]
+        if epochs == self.job.config["epochs"]:
+            return True
+        if every != "auto":
+            return bool(epochs % every == 0)
+        if val_accuracy is not None and (self.best is None or val_accuracy >= self.best):
+            return True
+        return hosts.least(time.monotonic() - self.kept_at) >= _APART
 
     def _stop_if_asked(self, val_accuracy: float | None = None) -> None:
         """Saves and raises `Interrupted` if a signal came."""

@@ -4,12 +4,13 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
 from experiments import accelerator, benchmark
+from experiments.bench import compare, report
 from experiments.bench import ours as our_side
-from experiments.bench import report
 from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.errors import UserError
 
@@ -48,6 +49,68 @@ def test_what_ours_is_compared_with():
     assert (found["better_layout"], found["ratio"], found["peer"]["name"]) == ("channels_last", 1.0, "channels_last")
     assert (found["fastest"], found["ratio_fastest"]) == ("channels_last", 1.0)
     assert report.verdict(peers(ours, {"eager": None}), benchmark.FIELD) == report.verdict({}, benchmark.FIELD) == {}
+
+
+# Steps a second: those that a window's length is chosen by, then three windows
+SPEEDS = {
+    "ours": [10, 10, 8, 12],
+    "eager": [5, 5, 4, 4],
+    "channels_last": [4, 4, 5, 3],
+    "bf16": [8, 8, 10, 10],
+    "bf16, channels_last": [5, 5, 16, 9],
+}
+
+
+class Process:
+    """A benchmarked process that only says that it worked; its standard input and output are itself."""
+
+    def __init__(self, command, **_):
+        self.stdin = self.stdout = self
+        self._ours = command[-1] == "experiments.bench.ours"
+
+    def write(self, line):
+        request = json.loads(line)
+        if "pair" in request:
+            setting = request.get("setting")
+            name = "ours" if self._ours else next(n for n, known in benchmark.SETTINGS.items() if known == setting)
+            self._speeds = iter(SPEEDS.get(name, ()))
+            ready = READY | {"devices": 2, "seed_strategy": "unroll", "fill": None}
+            self._answer = ready if name in SPEEDS else {"unsupported": "no"}
+        elif "steps" in request:
+            self._answer = {"steps": request["steps"], "seconds": request["steps"] / next(self._speeds)}
+        else:
+            self._answer = COUNTED
+
+    def readline(self):
+        return json.dumps(self._answer)
+
+    def close(self):
+        pass
+
+    def wait(self):
+        pass
+
+
+def test_the_file_says_what_was_compared_and_how(monkeypatch, tmp_path):
+    """Of windows by hand, in which ours, of two students, sees twice the images of a step."""
+    rates = {"platform": "cpu", "rates": {"bytes_per_second": 1e9, "flops_per_second": 1e10}}
+    monkeypatch.setattr(benchmark, "_rates", lambda dtype: rates)
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=Process, PIPE=None))
+    monkeypatch.setattr(compare, "_PAUSE", 0.0)
+    file = tmp_path / "figures.json"
+    assert benchmark.main(["--batch", "10", "--seeds", "2", "--repeats", "3", "--json", str(file), "--dry"]) == 0
+    found = json.loads(file.read_text())
+    top = {"ratio", "ratio_fastest", "ours", "peer", "device", "versions", "date", "command"}
+    assert top - found.keys() == set()
+    for side in ("ours", "peer"):
+        assert {"images_per_second", "spread", "compile_seconds", "peak_bytes"} - found[side].keys() == set()
+    assert (found["ours"]["images_per_second"], found["ours"]["spread"]) == (200, [160, 240])
+    # 200 / 50, 160 / 40, 240 / 40 are 4 in the middle, over channels_last 5, 3.2, 8; over bf16 2.5, 1.6, 2.4
+    assert (found["better_layout"], found["ratio"]) == ("eager", pytest.approx(4))
+    assert (found["peer"]["images_per_second"], found["peer"]["spread"]) == (40, [40, 50])
+    assert (found["fastest"], found["ratio_fastest"]) == ("bf16", pytest.approx(2.4))
+    assert found["peers"]["compiled"] == {"unsupported": "no"}
 
 
 def test_how_a_cache_is_filled():
@@ -180,7 +243,6 @@ def test_our_side_is_measured_from_a_filled_cache(tmp_path, compilation_cache):
     found = json.loads(file.read_text())
     assert found["ours"]["images_per_second"] > 0
     assert found["ours"]["evaluation_seconds"] > 0
-    assert found["fill"]["extrapolated"]
     assert found["whole_run"]["images_per_second"] < found["ours"]["images_per_second"]
     assert 0 < found["roofline"]["share"] < 2
     assert "resnet8 to resnet8" in ended.stdout

@@ -188,6 +188,7 @@ def test_the_grids_have_what_they_promise():
     schedules = named("schedules.py:resnet56,resnet20,cifar100")
     assert len(schedules) == 11
     assert {each.config.teacher.cache for each in schedules.values()} == {"embedding"}
+    curves = {}
     for each in schedules.values():
         lines = resolve(each.config)["objective"]
         assert lines["ce"]["schedule"] == {"name": "constant", "value": 1.0}
@@ -195,8 +196,24 @@ def test_the_grids_have_what_they_promise():
             "kd": 0.9, "wasserstein": 1.0, "gradient": 1.0
         }  # fmt: skip
         assert len({json.dumps(line["schedule"]) for line in lines["terms"].values()}) == 1
-    kinds = {json.dumps(resolve(each.config)["objective"]["terms"]["kd"]["schedule"]) for each in schedules.values()}
-    assert len(kinds) == 11
+        curves[each.labels["schedule"]] = lines["terms"]["kd"]["schedule"]
+    assert curves == {
+        "constant": {"name": "constant", "value": 1.0},
+        "linear": {"name": "linear", "init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"},
+        "cosine": {"name": "cosine", "init_value": 0.0, "end_value": 1.0, "begin": "0%", "end": "100%"},
+        "logistic": {"name": "logistic", "peak_value": 1.0, "inflection": 0.3, "rate": 10.0},
+        "step": {"name": "step", "init_value": 0.0, "end_value": 1.0, "begin": "30%"},
+        "rise_then_decay": {
+            "name": "rise_then_decay", "peak_value": 1.0, "end_value": 0.0, "peak": "30%", "end": "100%",
+        },
+        "gompertz t*=0.1": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.1, "rate": 10.0},
+        "gompertz t*=0.2": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.2, "rate": 10.0},
+        "gompertz t*=0.3": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.3, "rate": 10.0},
+        "gompertz t*=0.4": {"name": "gompertz", "peak_value": 1.0, "inflection": 0.4, "rate": 10.0},
+        "gompertz_adaptive": {
+            "name": "gompertz_adaptive", "peak_value": 1.0, "inflection": 0.3, "rate": 10.0, "min_inflection": 0.1,
+        },
+    }  # fmt: skip
 
     ablation = named(small := "ablation.py:resnet20,resnet8,cifar100,cpu")
     assert "5,000 training images, 10 % of the images for validation, 20 epochs, 4 seeds" in load(small).title

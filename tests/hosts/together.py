@@ -40,6 +40,7 @@ def get_config():
     c.teacher.model, c.teacher.epochs, c.teacher.batch_size = "speck_wide", 1, 16
     c.student.model = "speck"
     c.plots = c.tensorboard = False
+    c.checkpoint_every = 1  # which no crash so soon would find by itself
     rise = config.schedule("gompertz", inflection=0.3, rate=10.0)
     c.objective.terms.kd = objective.block("kd", weight=0.5, schedule=rise)
     {more}

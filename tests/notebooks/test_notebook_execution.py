@@ -74,8 +74,10 @@ def test_it_runs_from_top_to_bottom(name, tmp_path, environment):
 def test_the_runtime_is_taken_away_and_the_notebook_run_again(tmp_path, environment):
     name = "distil_on_colab_tpu"
     notebook = notebook_case.read(name)
-    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("EPOCHS = 40"))
+    every = 'FLAGS.append("--config.checkpoint_every=1")'  # which no crash so soon would find by itself
+    for tag, more in {"parameters": "EPOCHS = 40", "settings": every}.items():
+        place = next(i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", ()))
+        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(more))
     file = tmp_path / f"{name}.ipynb"
     nbformat.write(notebook, file)
     workdir = tmp_path / "runs" / "resnet8-resnet8_eighth-digits-gompertz_cnn-40ep"

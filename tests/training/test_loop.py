@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_filling_and_compilation_are_recorded_apart(claimed, tmp_path, cache):
         assert record["seconds"] > record["seconds_cache"] + record["seconds_compile"]
 
 
+def test_an_epoch_fetches_nothing_before_its_end(claimed, monkeypatch):
+    """Not even a loss for the terminal: the device would stand idle until the host has seen it."""
+    happened = []
+
+    def noted(owner, name, letter):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: happened.append(letter) or function(*given))
+
+    noted(loop.Reports, "step", "s")
+    noted(jax, "device_get", "f")
+    noted(type(jnp.zeros(())), "__float__", "f")
+    train(claimed("watched", {}, taught=False, student__model="speck"))
+    assert re.fullmatch("f*(s{4}f+){2}", "".join(happened))
+
+
 def test_a_weight_with_parameters_is_refitted_to_the_accuracies_at_every_epochs_end(claimed, monkeypatch):
     """Here the weight of cross-entropy is one more than the sum of the accuracies of the epochs that are over."""
     job = claimed("refit", {}, taught=False, epochs=3)
@@ -159,12 +175,15 @@ def test_students_that_were_stopped_together_end_as_ones_that_were_not(claimed, 
     fields |= {"steps_per_call": 6, "batch_size": 4} if by_chunks else {}
 
     def job(name):
-        return claimed(name, {"kd": {"weight": 1.0, "every": 3}}, **fields)
+        # Refitted behind the first epoch: what stops in the second must come back with it
+        adaptive = config.schedule("gompertz_adaptive")
+        return claimed(name, {"kd": {"weight": 1.0, "every": 3, "schedule": adaptive}}, **fields)
 
     straight, stopped = job("straight"), job("stopped")
     program = Program(stopped)
     assert (program.strategy, program.chunk, len(program.devices)) == (strategy, 6 if by_chunks else 1, 2)
     expected = train(straight)
+    assert (expected.state.weights["kd"]["reached"] > 0).all()
     for polls, step in stops:
         with pytest.raises(Interrupted) as caught:
             train(stopped, helpers.StopAt(polls))
@@ -207,9 +226,10 @@ def test_readings_are_taken_of_each_student(claimed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["unroll", "shard"])
+@pytest.mark.parametrize("strategy", ["vmap", "unroll", "shard"])
 def test_each_students_weights_are_refitted_to_its_own_accuracies(claimed, monkeypatch, strategy):
     """On the host, with NumPy, where a traced history has no numbers."""
+    helpers.skip_if_not_vmapped(strategy)
     job = claimed("refit", {}, taught=False, epochs=3, student__model="speck", seeds=SEEDS, seed_strategy=strategy)
     lines = job.lines()
     weight = Weight(jnp.zeros(()), lambda p, step: 1.0 + p, lambda p, history: jnp.asarray(np.nansum(history)))
@@ -307,6 +327,32 @@ def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("every", "accuracies", "apart", "kept"),
+    [
+        (1, [None] * 6, 1e9, [1, 2, 3, 4, 5, 6]),
+        (4, [None] * 6, 0.0, [4, 6]),
+        ("auto", [None] * 6, 1e9, [6]),
+        ("auto", [None] * 6, 0.0, [1, 2, 3, 4, 5, 6]),
+        ("auto", [0.2, 0.1, 0.3, 0.3, 0.2, 0.2], 1e9, [1, 3, 4, 6]),
+    ],
+)
+def test_which_epochs_become_checkpoints(claimed, monkeypatch, every, accuracies, apart, kept):
+    """Automatically the best, the last, and others so many seconds apart; also by one that went on in between."""
+    saved, given = [], iter(accuracies)
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *more: saved.append(step) or save(self, step, *more))
+    monkeypatch.setattr(loop._Loop, "_accuracies", lambda self: [next(given)])
+    monkeypatch.setattr(loop, "_APART", apart)
+    job = claimed("kept", {}, taught=False, epochs=6, student__model="speck", checkpoint_every=every)
+    with pytest.raises(Interrupted):  # in the fifth epoch
+        train(job, helpers.StopAt(4 * job.steps_per_epoch + 1))
+    stopped = saved.pop() if saved[-1] % job.steps_per_epoch else None
+    train(job)
+    assert stopped is not None
+    assert [step / job.steps_per_epoch for step in saved] == kept
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_accuracy_counts_every_image_once(monkeypatch, count):
     """In batches of 7 of 20 images, the last one filled up; the network reads its answer off the first pixel."""
@@ -331,6 +377,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path, compila
         fields = {
             "epochs": 4, "batch_size": 16, "compare_alone": False, "plots": False, "teacher.model": "resnet8",
             "teacher.epochs": 1, "objective.terms.gradient.weight": 0.0, "compilation_cache": compilation_cache,
+            "checkpoint_every": 1,
         }  # fmt: skip
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
         return [sys.executable, "-m", "gkd_jax.main", "--config=configs/digits.py", f"--workdir={workdir}", *flags]
