@@ -40,6 +40,12 @@ SETTINGS = {
     "bf16": {"autocast": True},
     "bf16, channels_last": {"autocast": True, "channels_last": True},
     "bf16, compiled, channels_last": {"autocast": True, "compiled": True, "channels_last": True},
+    "bf16, compiled, channels_last, graphs": {
+        "autocast": True,
+        "compiled": True,
+        "channels_last": True,
+        "graphs": True,
+    },
 }
 FIELD = ("eager", "channels_last")
 
@@ -90,6 +96,8 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     ours = Worker("experiments.bench.ours", setup | {"images": images}, given.batch * given.seeds)
     peers = {}
     for name, setting in SETTINGS.items() if given.peer == "torch" else ():
+        if "graphs" in setting and limits["platform"] == "cpu":
+            continue
         if name in FIELD or given.settings == "all" or (given.settings == "float32" and "autocast" not in setting):
             sys.stderr.write(f"starting PyTorch, {name}\n")
             peers[name] = Worker("experiments.torch_peer.worker", setup | {"setting": setting}, given.batch)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.bench import work
 from experiments.bench.protocol import OBJECTIVES, Answer, answer_all, held_in, on_standard_streams
 from gkd_jax import machine
 from gkd_jax.config import NO_CACHE
@@ -79,7 +80,7 @@ def fill(views: int, *, epochs: int, per_epoch: int, seeds: int, batch: int) -> 
     return found.how, min(found)
 
 
-def _program(setup: Mapping[str, Any]) -> Any:
+def program_of(setup: Mapping[str, Any]) -> Any:
     """Returns the program of a setup, on noise."""
     from experiments import synthetic
     from gkd_jax.training.program import Program
@@ -103,7 +104,7 @@ class Ours:
 
         self.form = models.conv_form(jax.default_backend())
         self._jax, self._setup = jax, setup
-        self.program, self.step = _program(setup), 0
+        self.program, self.step = program_of(setup), 0
         self.job = self.program.job
         self.state, self._frozen = self.program.initial()
         self.fixed = self.program.fixed(self._frozen)
@@ -225,14 +226,20 @@ class Ours:
         stats = jax.devices()[0].memory_stats()
         peak = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found: dict[str, Any] = {"peak_bytes": peak, "evaluation_seconds": self._evaluation_seconds()}
-        one: Any = self.program.step_at(0, self.state, self.plan, self.fixed)
-        # XLA counts those of one device; a CPU's devices are one machine, whose rates are known
-        devices = len(self.program.devices) if jax.devices()[0].platform == "cpu" else 1
-        costs = self._counted(one).cost_analysis()
-        found |= {"flops": devices * costs.get("flops", 0.0), "bytes": devices * costs.get("bytes accessed", 0.0)}
+        # The program that ran. XLA counts a loop's body once, which is a period of the lines' `every`
+        count = self.program.call_at(0)
+        ran: Any = self.program.step_at(0, self.state, self.plan, self.fixed, count)
+        costs, steps = self._counted(ran).cost_analysis(), self.program.period if count > 1 else 1
+        flops, moved = costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
         if jax.devices()[0].platform == "cpu":
-            return found | {"ops_per_step": _instructions(one.as_text())}
-        return found | {"launches_per_step": self._launches()}
+            # Of one device; a CPU's devices are one machine, whose rates are known
+            devices = len(self.program.devices)
+            found |= {"flops": devices * flops / steps, "bytes": devices * moved / steps}
+            return found | {"ops_per_step": _instructions(ran.as_text())}
+        if jax.devices()[0].platform == "gpu":
+            flops = work.flops(self._setup, len(self.program.devices))
+            moved = (moved + work.library_bytes(ran.as_text())) / steps
+        return found | {"flops": flops, "bytes": moved, "launches_per_step": self._launches()}
 
     def _counted(self, step: Any) -> Any:
         """Returns the step in plain convolutions if it has kernels of our own: XLA does not know what these do."""
@@ -241,7 +248,7 @@ class Ours:
         from gkd_jax import models
 
         with models.fixed_form("plain"):
-            program = _program({**self._setup, "images": self._setup["batch"]})
+            program = program_of({**self._setup, "images": self._setup["batch"]})
             state, frozen = program.initial()
             return program.step_at(0, state, program.plan(0), program.fixed(frozen))
 

@@ -59,12 +59,16 @@ def roofline(
 ) -> dict[str, float]:
     """Returns the share of the images a second that the machine's two rates would allow for XLA's count of the work.
 
+    Without a count there is nothing to return.
+
     Args:
       ours: from `side`; its counts are those of one device, of which a CPU's are parts of the whole machine.
       images: of a step, over all devices.
       bytes_per_second: of one accelerator, or of the machine.
       flops_per_second: likewise.
     """
+    if ours["flops"] is None:
+        return {}
     step = max(ours["bytes"] / bytes_per_second, ours["flops"] / flops_per_second)
     return {
         "bytes_per_second": bytes_per_second,
@@ -115,13 +119,13 @@ def table(found: Mapping[str, Any]) -> str:
             f"second, {fill['seconds']:,.0f} s{mark}; over {whole['epochs']} epochs with it "
             f"{whole['images_per_second']:,.0f} images a second"
         )
-    limit = found["roofline"]
-    lines.append(
-        f"Share of the roofline: {limit['share']:.0%} (XLA counts {ours['flops'] / 1e9:.1f} GFLOP and "
-        f"{ours['bytes'] / 1e6:.0f} MB a step, kernels of our own as plain convolutions; "
-        f"measured {limit['flops_per_second'] / 1e12:.2f} TFLOP/s, "
-        f"{limit['bytes_per_second'] / 1e9:.0f} GB/s)"
-    )
+    if limit := found["roofline"]:
+        lines.append(
+            f"Share of the roofline: {limit['share']:.0%} (XLA counts {ours['flops'] / 1e9:.1f} GFLOP and "
+            f"{ours['bytes'] / 1e6:.0f} MB a step, kernels of our own and of libraries as plain convolutions; "
+            f"measured {limit['flops_per_second'] / 1e12:.2f} TFLOP/s, "
+            f"{limit['bytes_per_second'] / 1e9:.0f} GB/s)"
+        )
     return "\n".join([*lines, ""])
 
 

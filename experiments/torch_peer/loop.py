@@ -28,11 +28,14 @@ class Setting(NamedTuple):
       channels_last: memory format of networks and images.
       compiled: `torch.compile`, in its default mode, of both networks' forward pass, the losses and the batch.
       autocast: bfloat16 in both networks' forward pass.
+      graphs: what is compiled but the batch is replayed from CUDA graphs (`mode="reduce-overhead"`), which spares a
+        GPU the wait for each kernel's launch.
     """
 
     channels_last: bool = False
     compiled: bool = False
     autocast: bool = False
+    graphs: bool = False
 
 
 class Seen(NamedTuple):
@@ -76,6 +79,8 @@ class Peer:
     ):
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
+        if setting.graphs and not (setting.compiled and device.type == "cuda"):
+            raise Unsupported("CUDA graphs are torch.compile's, and need an NVIDIA GPU")
         if len(images) < batch:
             raise ValueError(f"{len(images)} images are fewer than a batch of {batch}")
         self.terms = OBJECTIVES[objective]
@@ -96,8 +101,10 @@ class Peer:
         self._load: Any = self._augment
         self._criterion: Any = self._loss
         if setting.compiled:
-            self.student, self.teacher = torch.compile(student), torch.compile(self.teacher)
-            self._load, self._criterion = torch.compile(self._augment), torch.compile(self._loss)
+            mode = "reduce-overhead" if setting.graphs else None
+            self.student, self.teacher = torch.compile(student, mode=mode), torch.compile(self.teacher, mode=mode)
+            # Not the batch: a graph would copy what it is given, all images, at every step
+            self._load, self._criterion = torch.compile(self._augment), torch.compile(self._loss, mode=mode)
         self.parameters = [*student.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.SGD(self.parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -112,6 +119,8 @@ class Peer:
 
     def step(self) -> Tensor:
         """Trains on the next batch; returns its loss, which nothing has waited for."""
+        if self.setting.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is no longer needed
         index, view = next(self._rows)
         images, labels = self._load(self.padded, index, view), self.labels[index]
         matching = "gm" in self.terms

@@ -5,7 +5,7 @@
 The first line is the setup; every later one asks for some steps, the last for what was counted:
 
     {"pair": ["resnet56", "resnet20"], "objective": "kd", "batch": 64, "num_classes": 100,
-     "setting": {"channels_last": false, "compiled": false, "autocast": false}, "student_only": false,
+     "setting": {"channels_last": false, "compiled": false, "autocast": false, "graphs": false}, "student_only": false,
      "device": "auto", "threads": null, "seed": 0, "images": null}
     -> {"ready": true, "compile_seconds": 1.5, "device": "cpu", "torch": "2.13.0", ...} or {"unsupported": "why"}
     {"steps": 20} -> {"seconds": 3.1, "steps": 20}
@@ -67,6 +67,10 @@ def build(setup: Mapping[str, Any]) -> tuple[Peer, dict[str, Any]]:
         peer.run(_WARMUP)
     except TorchDynamoException as error:
         raise Unsupported(f"torch.compile failed: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if not setup["setting"].get("graphs"):
+            raise
+        raise Unsupported(f"CUDA graphs failed: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of training, not of cuDNN's trials
     return peer, {

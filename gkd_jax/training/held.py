@@ -19,6 +19,8 @@ from gkd_jax.training.step import Fixed, MakeBatch, Pixels, Plan
 class HeldBatches(Batches):
     """As `Batches`, with the same plans and bit-equal batches, for images that the devices have no room for."""
 
+    _fetched: tuple[Array, np.ndarray] | None = None  # indices on the devices, and on the host
+
     @functools.cached_property
     def images(self) -> tuple[Array, Array]:
         """No image, and the labels."""
@@ -37,8 +39,14 @@ class HeldBatches(Batches):
         index, view, teacher = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis), (plan.index, plan.view, plan.teacher)
         )
-        images = put(self._padded[fetch(index)], self._by_student(None, "data"))
+        images = put(self._padded[np.take(self._on_host(plan.index), [row], axis)], self._by_student(None, "data"))
         return Plan(index, view, teacher, plan.key, Pixels(images, None, None))
+
+    def _on_host(self, index: Array) -> np.ndarray:
+        """Returns an epoch's indices, fetched once: a fetched row would wait for the steps that were dispatched."""
+        if self._fetched is None or self._fetched[0] is not index:
+            self._fetched = index, fetch(index)
+        return self._fetched[1]
 
     def gather(self, index: Int[Array, " m"], view: Int[Array, " m"]) -> Batch:
         """As there."""

@@ -28,10 +28,20 @@ def resolve(given: ConfigDict) -> dict[str, Any]:
             raise UserError(f"{field}.model: {unknown('model', name, known)}")
     resolved["objective"] = identity.to_json(objective.resolve(resolved["objective"]))
     if resolved["dtype"] == "auto":
-        resolved["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        resolved["dtype"] = _fast_dtype(jax.devices()[0])
     _settle_seeds(resolved)
     _check_teacher(resolved)
     return resolved
+
+
+def _fast_dtype(device: Any) -> str:
+    """Returns the compute type that a `jax.Device` is made for; NVIDIA's GPUs have bfloat16 from Ampere (8.0) on."""
+    capability = getattr(device, "compute_capability", None)
+    try:
+        old = capability is not None and float(capability) < 8.0
+    except ValueError:  # of another maker, such as "gfx942"
+        old = False
+    return "float32" if device.platform == "cpu" or old else "bfloat16"
 
 
 def _settle_seeds(resolved: dict[str, Any]) -> None:

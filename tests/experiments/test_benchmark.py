@@ -9,7 +9,7 @@ import types
 import pytest
 
 from experiments import accelerator, benchmark
-from experiments.bench import compare, report
+from experiments.bench import compare, report, work
 from experiments.bench import ours as our_side
 from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.errors import UserError
@@ -111,6 +111,43 @@ def test_the_file_says_what_was_compared_and_how(monkeypatch, tmp_path):
     assert (found["peer"]["images_per_second"], found["peer"]["spread"]) == (40, [40, 50])
     assert (found["fastest"], found["ratio_fastest"]) == ("bf16", pytest.approx(2.4))
     assert found["peers"]["compiled"] == {"unsupported": "no"}
+
+
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%fused_add (p.1: f32[64,16]) -> f32[64,16] {
+  %p.1 = f32[64,16]{1,0} parameter(0)
+  ROOT %add.1 = f32[64,16]{1,0} add(%p.1, %p.1)
+}
+
+ENTRY %main {
+  %images = bf16[8,8,8,4]{3,2,1,0} parameter(0), metadata={op_name="x(y)"}
+  %kernel.2 = bf16[3,3,4,4]{3,2,1,0} parameter(1)
+  %conv.1 = (bf16[8,8,8,4]{3,2,1,0}, /*index=1*/u8[9]{0}) custom-call(%images, %kernel.2), custom_call_target="__cudnn$convForward"
+  %get = bf16[8,8,8,4]{3,2,1,0} get-tuple-element(%conv.1), index=0
+  %a = f32[8,4]{1,0} parameter(2)
+  ROOT %dot = f32[8,8]{1,0} custom-call(f32[8,4]{1,0} %a, f32[8,4]{1,0} %a), custom_call_target="__cublas$gemm"
+}
+"""
+
+
+def test_the_bytes_of_library_calls_are_counted():
+    """Those of a convolution and of a product, whose operands stand with and without their types."""
+    conv = 2 * 8 * 8 * 8 * 4 * 2 + 3 * 3 * 4 * 4 * 2  # images and result, kernel
+    assert work.library_bytes(PROGRAM) == conv + 1 + (2 * 8 * 4 + 8 * 8) * 4 + 1
+
+
+@pytest.mark.slow
+def test_the_operations_of_a_step_are_counted_by_another_process():
+    """Of resnet8 in images of 32 x 32: 12.5 million multiply-adds, three times that with the pass back."""
+    setup = vars(benchmark.arguments(["--pair", "resnet8,resnet8", "--cache", "logits", "--batch", "4"]))
+    setup = benchmark._setup(types.SimpleNamespace(**setup))
+    forward = 2 * 4 * 12.5e6
+    found = work.flops(setup)
+    assert 2.7 * forward < found < 3.3 * forward
+    assert work.flops(setup, devices=2) == found / 2
+    assert work.flops(setup | {"objective": "none"}) is None
 
 
 def test_how_a_cache_is_filled():

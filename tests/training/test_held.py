@@ -54,3 +54,16 @@ def test_batches_are_those_of_the_device_bit_for_bit(make_job, begin):
         a = jax.jit(ours.batches.make())(ours.at(plan, step), fixed, jnp.int32(step))
         b = jax.jit(theirs.batches.make())(theirs.at(other, step), whole, jnp.int32(step))
         same(a, b)
+
+
+def test_an_epochs_indices_are_fetched_once(make_job, begin, monkeypatch):
+    """A row that was cut from them on the device would wait for all steps that were dispatched before."""
+    job = make_job({"kd": {"weight": 0.5}}, taught=True)
+    program = Program(held(job, "held"))
+    _, plan, _ = begin(program)
+    fetched = []
+    monkeypatch.setattr("gkd_jax.training.held.fetch", lambda x: fetched.append(x) or np.asarray(x))
+    for after in (plan, program.plan(1)):
+        for step in range(job.steps_per_epoch):
+            program.at(after, step)
+    assert len(fetched) <= 2

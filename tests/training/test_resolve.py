@@ -1,9 +1,12 @@
-"""From what was written to what is run: the seeds."""
+"""From what was written to what is run: the seeds and the compute type."""
+
+import types
 
 import pytest
 
 from gkd_jax import config
 from gkd_jax.errors import UserError
+from gkd_jax.training import resolve as resolving
 from gkd_jax.training.resolve import resolve
 
 
@@ -59,3 +62,19 @@ def test_one_way_to_say_the_same(fields, expected):
 def test_seeds_that_contradict_one_another(fields, message):
     with pytest.raises(UserError, match=message):
         settled(**fields)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ({"platform": "cpu"}, "float32"),
+        ({"platform": "tpu"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "7.5"}, "float32"),  # a T4 would convert each convolution
+        ({"platform": "gpu", "compute_capability": "8.0"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "10.0"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "gfx942"}, "bfloat16"),  # of AMD
+    ],
+)
+def test_the_type_that_a_device_computes_fast_in(monkeypatch, device, expected):
+    monkeypatch.setattr(resolving.jax, "devices", lambda: [types.SimpleNamespace(**device)])
+    assert resolve(config.default())["dtype"] == expected
