@@ -256,7 +256,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "teacher.cache_top": _between(1, 1 << 16),
     "teacher.cache_dir": _folder,
-    "teacher.cache_memory": _auto_or(0, "a number of gigabytes", int, float),
+    "teacher.cache_memory": _auto_or(0, "a number of GiB", int, float),
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
     **{f"teacher.optimizer.{name}": rule for name, rule in _OPTIMIZER.items()},
 }

@@ -32,7 +32,7 @@ from gkd_jax.training.teacher import Teacher, said_by
 from gkd_jax.training.views import STRONG, WEAK, by_view
 
 _FORMAT = 1  # to be raised whenever the same facts come to mean other rows
-_GB = 1 << 30
+_GIB = 1 << 30
 _SHARE = 0.5  # of the device's free memory, where no budget is given
 
 
@@ -102,7 +102,7 @@ class Recall:
           dataset: whose training images are seen.
           gather: `(examples, views) -> Batch`, jitted with its images, shared out among the devices.
           dtype: that the teacher computes in.
-          memory: gigabytes of each device that may be taken; "auto" for half of what is free.
+          memory: GiB of each device that may be taken; "auto" for half of what is free.
           folder: of caches, one folder for each kind of rows; None for none on disk.
           where: the sharding of what every device holds whole.
           waits: whether a program must end before the next may be dispatched.
@@ -301,7 +301,7 @@ def _direction(gradient: Float[Array, " b *shape"]) -> Float[Array, " b *shape"]
 def _budget(memory: Any, where: Sharding) -> int:
     """Returns the bytes that a cache may take of each device."""
     if memory != "auto":
-        return int(memory * _GB)
+        return int(memory * _GIB)
     known: list[Any] = [device.memory_stats() for device in where.addressable_devices]  # type: ignore[attr-defined]
     if not all(known):  # a CPU: its memory is the host's
         return 0

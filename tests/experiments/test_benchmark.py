@@ -124,10 +124,10 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main {
   %images = bf16[8,8,8,4]{3,2,1,0} parameter(0), metadata={op_name="x(y)"}
   %kernel.2 = bf16[3,3,4,4]{3,2,1,0} parameter(1)
-  %conv.1 = (bf16[8,8,8,4]{3,2,1,0}, /*index=1*/u8[9]{0}) custom-call(%images, %kernel.2), custom_call_target="__cudnn$convForward"
+  %conv.1 = (bf16[8,8,8,4]{3,2,1,0}, /*index=1*/u8[9]{0}) custom-call(%images, %kernel.2), custom_call_target="conv"
   %get = bf16[8,8,8,4]{3,2,1,0} get-tuple-element(%conv.1), index=0
   %a = f32[8,4]{1,0} parameter(2)
-  ROOT %dot = f32[8,8]{1,0} custom-call(f32[8,4]{1,0} %a, f32[8,4]{1,0} %a), custom_call_target="__cublas$gemm"
+  ROOT %dot = f32[8,8]{1,0} custom-call(f32[8,4]{1,0} %a, f32[8,4]{1,0} %a), custom_call_target="gemm"
 }
 """
 
