@@ -21,8 +21,9 @@ from gkd_jax.reporting.files import write_json
 from gkd_jax.reporting.messages import say
 from gkd_jax.training import checkpoint, finished, pretrained, summary, teacher
 from gkd_jax.training.loop import Trained, train
-from gkd_jax.training.program import Job, check_shared
+from gkd_jax.training.program import Job
 from gkd_jax.training.recall import unheld
+from gkd_jax.training.sharing import check_shared
 from gkd_jax.training.state import Networks, init_state
 from gkd_jax.training.stop import Interrupted, Stop, Together, together
 from gkd_jax.training.teacher import Teacher
@@ -94,7 +95,7 @@ def run(
     """
     file = workdir / summary.SUMMARY
     _same_everywhere(resolved, workdir)
-    _check_shared(resolved)
+    _check_all_shared(resolved)
     dataset = hosts.in_turn(lambda: load_data(resolved, test=test))
     hosts.same({f"the digest of {dataset.name}'s images": dataset.digest})
     check_against(resolved, dataset)
@@ -157,7 +158,7 @@ def _same_everywhere(resolved: Mapping[str, Any], workdir: pathlib.Path) -> None
     )
 
 
-def _check_shared(resolved: Mapping[str, Any]) -> None:
+def _check_all_shared(resolved: Mapping[str, Any]) -> None:
     """Raises `UserError` unless student and teacher can be shared among the devices as they must be."""
     check_shared(resolved)
     if resolved["teacher"]["model"] != config.NO_TEACHER and not resolved["teacher"]["checkpoint"]:
@@ -317,7 +318,7 @@ def evaluate(workdir: pathlib.Path, resolved: Mapping[str, Any] | None = None) -
         resolved = network.config
     _same_everywhere(resolved, workdir)
     if hosts.several():
-        _check_shared(resolved)
+        _check_all_shared(resolved)
     same_run(workdir, {**resolved, "dtype": network.config["dtype"]}, network.config)
     dataset = hosts.in_turn(lambda: load_data(resolved))
     same_images(workdir, dataset, network.record["digest"])

@@ -10,7 +10,7 @@ import pytest
 import gkd_jax
 from gkd_jax import command, hosts
 from gkd_jax.errors import UserError
-from gkd_jax.training import experiment, program
+from gkd_jax.training import experiment, sharing
 from gkd_jax.training.loop import METRICS
 from gkd_jax.training.resolve import resolve
 from gkd_jax.training.stop import Interrupted
@@ -89,12 +89,12 @@ def test_a_run_of_one_device_goes_on_with_two(whole, run_here, folder, monkeypat
 )
 def test_seeds_that_are_to_be_sharded(seeds, batch, devices, said):
     given = {"seeds": list(range(seeds)), "batch_size": batch, "seed_strategy": "shard"}
-    program.check_shared({**given, "seed_strategy": "auto"}, devices)  # which may leave devices idle
+    sharing.check_shared({**given, "seed_strategy": "auto"}, devices)  # which may leave devices idle
     if said is None:
-        program.check_shared(given, devices)
+        sharing.check_shared(given, devices)
         return
     with pytest.raises(UserError, match=said):
-        program.check_shared(given, devices)
+        sharing.check_shared(given, devices)
 
 
 def test_seeds_that_are_to_be_sharded_by_several_processes(monkeypatch):
@@ -102,9 +102,9 @@ def test_seeds_that_are_to_be_sharded_by_several_processes(monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: 2)
     given = {"seeds": [0, 1, 2], "batch_size": 16, "seed_strategy": "shard"}
     with pytest.raises(UserError, match="the 2 devices of 2 processes cannot share 3 seeds evenly"):
-        program.check_shared(given, 2)
-    program.check_shared({**given, "seed_strategy": "auto"}, 2)
-    program.check_shared({**given, "seeds": [0, 1]}, 2)
+        sharing.check_shared(given, 2)
+    sharing.check_shared({**given, "seed_strategy": "auto"}, 2)
+    sharing.check_shared({**given, "seeds": [0, 1]}, 2)
 
 
 def test_it_is_said_by_the_command(start, run_here, folder):

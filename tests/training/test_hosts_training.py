@@ -11,7 +11,7 @@ from caches import ROWS, SIZE, Teacher, check
 from gkd_jax import hosts
 from gkd_jax.errors import UserError
 from gkd_jax.hosts import watching
-from gkd_jax.training import devices, program, tables, workdir
+from gkd_jax.training import devices, sharing, tables, workdir
 from gkd_jax.training.devices import fetch, mesh, put, replicated
 from gkd_jax.training.program import Program
 from gkd_jax.training.stop import Stop, Together, together
@@ -64,9 +64,9 @@ def test_arrays_in_parts_are_fetched_whole():
 
 @pytest.mark.parametrize(("seeds", "count", "one", "many"), [(3, 4, 3, 1), (4, 6, 4, 2), (6, 4, 3, 2), (2, 8, 2, 2)])
 def test_groups_of_devices(monkeypatch, seeds, count, one, many):
-    assert program.groups(seeds, count) == one
+    assert sharing.groups(seeds, count) == one
     monkeypatch.setattr(hosts, "several", lambda: True)
-    assert program.groups(seeds, count) == many
+    assert sharing.groups(seeds, count) == many
 
 
 def test_every_device_has_a_part_of_the_batch(make_job, several):
@@ -87,8 +87,8 @@ def test_groups_of_seeds_are_named(monkeypatch, several):
     monkeypatch.setattr(jax, "device_count", lambda backend=None: 8)
     given = {"batch_size": 6, "seeds": [0, 1], "seed_strategy": "auto"}
     with pytest.raises(UserError, match="4 for each of 2 groups of seeds cannot share evenly; .* a multiple of 4"):
-        program.check_shared(given)
-    program.check_shared({**given, "batch_size": 12})
+        sharing.check_shared(given)
+    sharing.check_shared({**given, "batch_size": 12})
 
 
 def test_a_pointwise_student_too_has_all_devices(make_job, several):
