@@ -285,9 +285,9 @@ class _Loop:
             return True
         if every != "auto":
             return bool(epochs % every == 0)
-        if val_accuracy is not None and (self.best is None or val_accuracy >= self.best):
-            return True
-        return hosts.least(time.monotonic() - self.kept_at) >= _APART
+        best = val_accuracy is not None and (self.best is None or val_accuracy >= self.best)
+        due = best or time.monotonic() - self.kept_at >= _APART
+        return hosts.least(float(due)) > 0  # all processes write, or none
 
     def _stop_if_asked(self, val_accuracy: float | None = None) -> None:
         """Saves and raises `Interrupted` if a signal came."""
