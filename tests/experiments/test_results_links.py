@@ -1,5 +1,6 @@
 """Published results: what their pages link to is there for whoever clones the repository."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -7,6 +8,7 @@ import urllib.parse
 
 import pytest
 
+KEPT = ("config.json", "summary.json", "metrics.jsonl")
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 PAGES = sorted(RESULTS.rglob("*.md"))
 _LINK = re.compile(r"\[(?:[^\]\\]|\\.)*\]\(\s*<?([^)\s>]+)")
@@ -49,3 +51,13 @@ def test_links_lead_to_files(page):
 def test_there_are_pages():
     assert {"README.md", "benchmarks.md", "compile_times.md"} <= {page.name for page in PAGES}
     assert any(targets(page.read_text()) for page in PAGES)
+
+
+@pytest.mark.parametrize("grid", sorted(RESULTS.rglob("grid.json")), ids=lambda file: file.parent.name)
+def test_a_grid_has_the_records_of_all_its_runs(grid):
+    """Also where its pages do not link to them."""
+    cells = json.loads(grid.read_text())["cells"]
+    files = {grid.parent / "runs" / cell["run"] / name for cell in cells for name in KEPT}
+    assert cells
+    assert [file for file in files if not file.exists()] == []
+    assert ignored(files) == set()
