@@ -16,7 +16,6 @@ import os
 import pathlib
 import shutil
 import time
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -107,7 +106,7 @@ class Shards:
         """
         if not self.writable or not len(ids):
             return self.writable
-        stem = f"shard-{os.getpid()}-{uuid.uuid4().hex}"
+        stem = f"shard-{files.unique()}"
         temporary = self.folder / f".{stem}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
