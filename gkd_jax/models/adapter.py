@@ -58,7 +58,7 @@ def linen(module: nn.Module, *, classifier: str = "classifier") -> Model:
     def fold(variables: Variables) -> tuple[Model, Variables]:
         assert isinstance(compute, Compute)
         again = module.clone(compute=dataclasses.replace(compute, folded=True))
-        return linen(again, classifier=classifier), fold_variables(variables)
+        return linen(again, classifier=classifier), fold_variables(variables, compute.dtype)
 
     def norms(variables: Variables) -> Norms:
         paths: tuple[str | None, ...] = module.preact_norms()
@@ -74,14 +74,15 @@ def _scale_and_bias(params: Mapping[str, Any], path: str) -> tuple[Array, Array]
     return norm["scale"], norm["bias"]
 
 
-def fold_variables(variables: Variables) -> Variables:
-    """Returns the variables of the folded network.
+def fold_variables(variables: Variables, dtype: Any) -> Variables:
+    """Returns the variables of the folded network that computes in `dtype`.
 
     A child `norm` beside a child `conv` goes into it: with `s = scale / √(var + ε)`, the kernel becomes `kernel · s`
     (output channels stand last in HWIO, depthwise too) and the bias `(bias_conv - mean) · s + bias_norm`. Any other
-    BatchNorm becomes a scale s and a shift `bias - mean · s`. No statistics are left.
+    BatchNorm becomes a scale s and a shift `bias - mean · s`. No statistics are left. What convolutions hold is in
+    `dtype`, as they would make it at every call: a launch each on a GPU, which no compiler takes out of a loop.
     """
-    params = _fold(variables["params"], variables["batch_stats"])
+    params = _cast(_fold(variables["params"], variables["batch_stats"]), dtype)
     return {**variables, "params": params, "batch_stats": {}}
 
 
@@ -98,6 +99,13 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]
         name: _fold(child, stats.get(name, {})) if isinstance(child, Mapping) else child
         for name, child in params.items()
     }
+
+
+def _cast(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Returns parameters with those of each `layers.Conv`, whose kernel has four axes, in `dtype`."""
+    if "kernel" in params and params["kernel"].ndim == 4:
+        return {name: leaf.astype(dtype) for name, leaf in params.items()}
+    return {name: _cast(child, dtype) if isinstance(child, Mapping) else child for name, child in params.items()}
 
 
 def _affine(params: Mapping[str, Array], stats: Mapping[str, Array]) -> tuple[Array, Array]:

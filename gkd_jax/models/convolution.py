@@ -1,39 +1,14 @@
 """One convolution in several forms: what is fast differs from backend to backend."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from gkd_jax import native
 from gkd_jax.models import convolution_cpu, convolution_native
+from gkd_jax.models.depthwise import depthwise_taps
 
 CONV_FORMS = ("matmul", "cpu", "native", "plain")
 _LEAST = 8  # channels of maps: of images, which have fewer, the derivatives that lax.conv brings are the faster ones
-
-
-# A jit of its own: equal shapes are traced once, and `count.macs` knows these multiply-adds by its name.
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))
-def depthwise_taps(
-    x: Float[Array, "b h w k"], kernel: Float[Array, "kh kw 1 k"], *, stride: int, padding: int
-) -> Float[Array, "b i j k"]:
-    """Returns a depthwise convolution as one shifted multiply-add for each tap of the kernel.
-
-    XLA's CPU backend runs depthwise convolutions in naive loops, 20 to 60 times slower; elsewhere the taps fuse. They
-    are summed in at least float32, as convolutions are.
-    """
-    height, width = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), wide)
-    for i in range(height):
-        for j in range(width):
-            shifted = x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-            total = total + shifted.astype(wide) * kernel[i, j][None, None].astype(wide)
-    return total.astype(x.dtype)
 
 
 def convolve(
@@ -50,18 +25,18 @@ def convolve(
     The forms give the same values and reverse-mode gradients of every order, up to rounding:
 
     * "matmul": 1x1 kernels multiply `[b·h·w, k]` by `[k, o]`, after a slice where strided, in groups
-      `[g, b·h·w, k/g]` by `[g, k/g, o/g]`; depthwise kernels are `depthwise_taps`; everything else is
-      `lax.conv_general_dilated`.
-    * "cpu": as "matmul", but ungrouped 3x3 kernels with a padding of 1 that read eight channels or more are
-      `convolution_cpu.convolve_3x3`, at stride 1 and, on maps of even height and width, at stride 2. These raise
-      TypeError in forward mode (`jax.jvp`, `jax.hessian`).
+      `[g, b·h·w, k/g]` by `[g, k/g, o/g]`; depthwise kernels are `depthwise_taps` with a gradient in one sum, which raise
+      TypeError in forward mode (`jax.jvp`, `jax.hessian`); everything else is `lax.conv_general_dilated`.
+    * "cpu": as "matmul", but a depthwise kernel's gradient is a sum for each tap, and ungrouped 3x3 kernels with a
+      padding of 1 that read eight channels or more are `convolution_cpu.convolve_3x3`, at stride 1 and, on maps of even
+      height and width, at stride 2. These raise TypeError in forward mode.
     * "native": as "cpu", but these convolutions, also of fewer channels, are kernels of our own where the element type
       is one of `native.TYPES`; for one device, of a CPU, if `native.available()`.
     * "plain": `lax.conv_general_dilated` throughout, which exporters and other runtimes recognise.
     """
     height, width, _, out = kernel.shape
     if form != "plain" and groups == x.shape[-1] == out:
-        return depthwise_taps(x, kernel, stride=stride, padding=padding)
+        return depthwise_taps(x, kernel, stride=stride, padding=padding, one_sum=form == "matmul")
     if form != "plain" and (height, width, padding) == (1, 1, 0):
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], groups)
     halves = stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gkd_jax.models.convolution import convolve
+from gkd_jax.models.statistics import one_pass, two_passes
 from gkd_jax.outputs import Outputs
 
 BATCH_NORM_MOMENTUM = 0.9  # what PyTorch writes as 0.1
@@ -33,6 +34,11 @@ class Compute:
     dtype: Any = jnp.float32
     conv: str = "matmul"
     folded: bool = False
+
+    @property
+    def one_sum(self) -> bool:
+        """Whether what is summed together is one sum, as accelerators have it faster, and not several."""
+        return self.conv == "matmul"
 
 
 def _per_channel(values: Float[Array, " k"]) -> Float[Array, "1 1 1 k"]:
@@ -89,7 +95,7 @@ class BatchNorm(nn.Module):
     `y = scale · (x - μ) / √(σ² + 1e-5) + bias`, where μ and σ² are of the batch in training and the running ones
     otherwise. Running values move by `new = 0.9 · old + 0.1 · batch`. The batch is normalised by its biased variance
     (divided by n) while the running variance receives the unbiased one (n - 1), which flax's own module does not.
-    All in float32; the variance is the mean of squared deviations, since E[x²] - E[x]² cancels for large means.
+    All in float32, by one of the forms of `statistics`.
 
     When `compute.folded`, the statistics are already in `scale` and `bias`: `y = scale · x + bias`.
 
@@ -110,18 +116,18 @@ class BatchNorm(nn.Module):
             return (wide * _per_channel(scale) + _per_channel(bias)).astype(self.compute.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        left = None
         if train:
-            mean = wide.mean((0, 1, 2))
-            centred = wide - _per_channel(mean)
-            var = jnp.square(centred).mean((0, 1, 2))
+            moved, left, mean, var = (one_pass if self.compute.one_sum else two_passes)(wide)
             n = x.size // x.shape[-1]
             unbiased = var * (n / max(n - 1, 1))
             keep = BATCH_NORM_MOMENTUM
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
-            centred, var = wide - _per_channel(running_mean.value), running_var.value
-        y = centred * _per_channel(scale * lax.rsqrt(var + BATCH_NORM_EPSILON)) + _per_channel(bias)
+            moved, var = wide - _per_channel(running_mean.value), running_var.value
+        slope = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
+        y = moved * _per_channel(slope) + _per_channel(bias if left is None else bias - left * slope)
         return y.astype(self.compute.dtype)
 
 

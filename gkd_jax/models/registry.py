@@ -56,9 +56,9 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str =
       name: one of `names()`.
       num_classes: c, the length of the logits.
       dtype: of activations, float32 or bfloat16; parameters, statistics and logits are float32 in either case.
-      conv: form of the convolutions, "matmul", "cpu", "native" or "plain" (`convolution.convolve`), with the same
-        variables; resolve it from the platform that will run the network with `conv_form`. Forward mode (`jax.jvp`,
-        `jax.hessian`) is for "matmul" and "plain": through the other two it raises TypeError.
+      conv: form of the convolutions, "matmul", "cpu", "native" or "plain" (`convolution.convolve`), and with it of
+        BatchNorm's sums, with the same variables; resolve it from the platform that will run the network with
+        `conv_form`. Forward mode (`jax.jvp`, `jax.hessian`) is for "plain": through the others it raises TypeError.
 
     Raises:
       UserError: if no network has that name, there are fewer than two classes, dtype or form is not one of these, or

@@ -139,7 +139,8 @@ def reuse_classifier(student: Model, reused: Reused, *, pool: Pool, compute: Com
     def fold(variables: Variables) -> tuple[Model, Variables]:
         assert student.fold is not None
         model, inner = student.fold(_inner(variables))
-        own = fold_variables({name: variables[name]["projector"] for name in ("params", "batch_stats")})
+        projector = {name: variables[name]["projector"] for name in ("params", "batch_stats")}
+        own = fold_variables(projector, compute.dtype)
         folded = dataclasses.replace(compute, folded=True)
         again = reuse_classifier(model, reused, pool=pool, compute=folded, factor=factor)
         both = {name: {"student": inner.get(name, {}), "projector": own[name]} for name in ("params", "batch_stats")}
