@@ -25,7 +25,7 @@ def convolve(
     The forms give the same values and reverse-mode gradients of every order, up to rounding:
 
     * "matmul": 1x1 kernels multiply `[b·h·w, k]` by `[k, o]`, after a slice where strided, in groups
-      `[g, b·h·w, k/g]` by `[g, k/g, o/g]`; depthwise kernels are `depthwise_taps` with a gradient in one sum, which raise
+      `[g, b·h·w, k/g]` by `[g, k/g, o/g]`; depthwise kernels are `depthwise_taps`, their gradient one sum, and raise
       TypeError in forward mode (`jax.jvp`, `jax.hessian`); everything else is `lax.conv_general_dilated`.
     * "cpu": as "matmul", but a depthwise kernel's gradient is a sum for each tap, and ungrouped 3x3 kernels with a
       padding of 1 that read eight channels or more are `convolution_cpu.convolve_3x3`, at stride 1 and, on maps of even
