@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # An instruction of optimised HLO: its name, the type of its result, its kind, its operands
@@ -48,7 +48,7 @@ def library_bytes(text: str) -> float:
       text: the program, optimised.
     """
     instructions = [match.groups() for match in _INSTRUCTION.finditer(re.sub(r"/\*.*?\*/", "", text))]
-    sizes = {name: sum(_sizes(kind)) for name, kind, _, _ in instructions}
+    sizes = {name: array_bytes(kind) for name, kind, _, _ in instructions}
     total = 0.0
     for name, _, opcode, operands in instructions:
         if opcode == "custom-call":
@@ -57,10 +57,13 @@ def library_bytes(text: str) -> float:
     return total
 
 
-def _sizes(kind: str) -> Iterator[float]:
-    for array, bits, shape in _ARRAY.findall(kind):
-        if array != "u8":  # working memory
-            yield math.prod(int(n) for n in shape.split(",") if n) * (int(bits) / 8 if bits else 1)
+def array_bytes(kind: str) -> float:
+    """Returns the bytes of the arrays of a type, such as `(bf16[64,10]{1,0}, u8[4096]{0})`, but for working memory."""
+    return sum(
+        math.prod(int(n) for n in shape.split(",") if n) * (int(bits) / 8 if bits else 1)
+        for array, bits, shape in _ARRAY.findall(kind)
+        if array != "u8"
+    )
 
 
 def _split(operands: str) -> list[str]:

@@ -1,0 +1,93 @@
+"""What an optimised program starts on a device, read from its text."""
+
+import collections
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from experiments.bench.work import array_bytes
+
+# Names for what is there already
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+_FREE |= {"opt-barrier", "async-done", "async-update", "copy-done"}
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
+_CALLED = re.compile(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)")
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_TRIPS = re.compile(r"known_trip_count\D+(\d+)")
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+
+
+class Started(NamedTuple):
+    """What one turn of a program's longest loop starts.
+
+    Attributes:
+      launches: kernels and calls of a library's, by kind.
+      bytes: that all of them read and write, each its operands and results; what stays in a cache is counted again.
+    """
+
+    launches: collections.Counter[str]
+    bytes: float
+
+    @property
+    def total(self) -> int:
+        """Number of launches."""
+        return self.launches.total()
+
+
+def started(text: str, turns: int) -> Started:
+    """Returns what a turn of the loop of so many `turns` starts.
+
+    Raises:
+      ValueError: if no such loop is in the program.
+    """
+    computations = _computations(text)
+    for lines in computations.values():
+        for line in lines:
+            trips = _TRIPS.search(line)
+            if " while(" in line and trips and int(trips[1]) == turns:
+                launches: collections.Counter[str] = collections.Counter()
+                moved = sum(_walk(computations, _found(_BODY, line), 1, launches))
+                return Started(launches, moved)
+    raise ValueError(f"the program has no loop of {turns} turns")
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if head := _HEAD.match(line):
+            lines = found[head[2]] = []
+        elif " = " in line:
+            lines.append(line)
+    return found
+
+
+def _walk(
+    computations: dict[str, list[str]], name: str, times: int, launches: collections.Counter[str]
+) -> Iterator[float]:
+    """Adds what a computation starts to `launches`; yields the bytes of each."""
+    sizes = {}
+    for line in computations[name]:
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            continue
+        result, kind, opcode, operands = match.groups()
+        sizes[result] = array_bytes(kind)
+        if opcode in _FREE:
+            continue
+        if opcode == "while":
+            trips = _TRIPS.search(line)
+            yield from _walk(computations, _found(_BODY, line), times * int(trips[1] if trips else 1), launches)
+        elif opcode in ("call", "async-start"):
+            yield from _walk(computations, _found(_CALLED, line), times, launches)
+        else:
+            launches[_TARGET.search(line)[1] if opcode == "custom-call" else opcode] += times
+            read = sum(sizes.get(operand, 0.0) for operand in re.findall(r"%?([\w.\-]+)(?:,|$)", operands))
+            yield times * (sizes[result] + read)
+
+
+def _found(pattern: re.Pattern[str], line: str) -> str:
+    match = pattern.search(line)
+    assert match is not None, line
+    return match[1]
