@@ -1,77 +1,128 @@
 """What a training step starts on an accelerator, counted where there is none: XLA compiles for a device that is absent.
 
-python -m experiments.launches [--target h200|v5e] [--pair TEACHER,STUDENT --objective kd --cache none] [--batch 64]
+python -m experiments.launches [--target h200|v5e] [--pair TEACHER,STUDENT --objective kd --cache none]
+python -m experiments.launches [--target h200|v5e] --pair TEACHER,STUDENT --method METHOD,METHOD|all
 
-A step of small maps is mostly launches: the kernels that a GPU starts one after the other, a few microseconds each
-however little they do. This counts them, and the bytes that they read and write, in the step that a run of bfloat16
-would take on one device. Nothing runs, so nothing is a time; what XLA finds out on a device by trying is left to its
-defaults. Without --pair it counts what the project promises a time for, and writes
-experiments/results/launches-TARGET.md.
+A step of small maps is mostly launches: the kernels that a GPU starts one after the other, some microseconds each
+however little they do. This counts them, and the bytes that they read and write, in the step that a run in bfloat16
+would take on one device, and finds out whether XLA compiles it at all. Nothing runs, so nothing is a time; what XLA
+finds out on a device by trying is left to its default. Without --pair it counts what the project promises a time for
+and every method, and writes experiments/results/launches-TARGET.md.
 
 It needs what compiles for the target and no device, in an environment of its own, since JAX would look for one:
 
-    pip install -e . jax-cuda12-plugin jax-cuda12-pjrt     # h200; with the versions of jaxlib
+    pip install -e . jax-cuda12-plugin jax-cuda12-pjrt     # h200; of the version of jaxlib
     pip install -e . libtpu                                # v5e
 """
 
 import argparse
+import concurrent.futures
 import datetime
+import multiprocessing
 import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
 
-from experiments.bench.absent import TARGETS, compiled
-from experiments.bench.kernels import Started, started
+from experiments.bench.absent import STEPS, TARGETS, compiled
+from experiments.bench.kernels import started
 from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.arguments import Parser, status
 from gkd_jax.config import CACHES, NO_CACHE
+from gkd_jax.errors import unknown
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-_SMALL, _WIDE = "resnet50,mobilenetv2_half", "resnet32x4,resnet8x4"
-# Pair, objective, cache, students that train together
-_PROMISED = (
-    (_SMALL, "kd", NO_CACHE, 1),
-    (_SMALL, "kd", "logits", 1),
-    (_SMALL, "kd+w", NO_CACHE, 1),
-    (_SMALL, "kd+cg", NO_CACHE, 1),
-    (_SMALL, "kd+w+cg", NO_CACHE, 1),
-    (_SMALL, "kd+gm", NO_CACHE, 1),
-    (_SMALL, "kd", "logits", 8),
-    (_WIDE, "kd", NO_CACHE, 1),
-)
+_SMALL, _WIDE, _METHODS = "resnet50,mobilenetv2_half", "resnet32x4,resnet8x4", "resnet56,resnet20"
 _HEAD = (
-    "| pair | objective | cache | students | launches a step | of which calls of libraries | GB a step | memory (MB) |"
+    "| pair | objective or method | cache | students | launches a step | calls of libraries | GB a step | memory (MB) |"
 )
 
 
-def count(pair: str, objective: str, cache: str, students: int, batch: int, target: str) -> tuple[Started, int]:
-    """Returns what a step starts, and the bytes of memory that it takes beside its arguments."""
-    setup = {
-        "pair": pair.split(","),
-        "objective": objective,
-        "batch": batch,
-        "num_classes": 100,
-        "cache": cache,
-        "student_only": False,
-        "seeds": students,
-        "seed_strategy": "auto",
-        "solver": "unrolled",
-        "epochs": 240,
-        "cpu_devices": 1,
-    }
-    program = compiled(setup, target)
-    return started(program.text, program.steps), program.temporary
+class Case(NamedTuple):
+    """One step.
+
+    Attributes:
+      pair: teacher and student, with a comma.
+      what: an objective of `experiments.benchmark`, or a method.
+      cache: of the teacher, with an objective.
+      students: that train together, with an objective.
+      batch: images of each, with an objective.
+    """
+
+    pair: str
+    what: str
+    cache: str = NO_CACHE
+    students: int = 1
+    batch: int = 64
 
 
-def row(pair: str, objective: str, cache: str, students: int, found: Started, temporary: int) -> str:
-    """Returns a line of the table."""
-    libraries = sum(n for kind, n in found.launches.items() if kind.startswith("__"))
-    return (
-        f"| {pair.replace(',', ' to ')} | {objective} | {cache} | {students} | {found.total:,} | {libraries} | "
-        f"{found.bytes / 1e9:.2f} | {temporary / 1e6:,.0f} |"
+PROMISED = (
+    Case(_SMALL, "kd"),
+    Case(_SMALL, "kd", "logits"),
+    Case(_SMALL, "kd+w"),
+    Case(_SMALL, "kd+cg"),
+    Case(_SMALL, "kd+w+cg"),
+    Case(_SMALL, "kd+gm"),
+    Case(_SMALL, "kd", "logits", 8),
+    Case(_WIDE, "kd"),
+    Case(_METHODS, "full"),
+)
+
+
+def row(case: Case, target: str) -> str:
+    """Returns a line of the table.
+
+    Raises:
+      UserError: if XLA cannot compile for the target here.
+    """
+    program = compiled(_configuration(case), target)
+    found = started(program.text, program.steps)
+    libraries = sum(number for kind, number in found.launches.items() if kind.startswith("__"))
+    return f"{_begun(case)} {found.total:,} | {libraries} | {found.bytes / 1e9:.2f} | {program.temporary / 1e6:,.0f} |"
+
+
+def _begun(case: Case) -> str:
+    return f"| {case.pair.replace(',', ' to ')} | {case.what} | {case.cache} | {case.students} |"
+
+
+def _configuration(case: Case) -> dict[str, Any]:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # or JAX would look for what it has a plugin for
+    from experiments.bench.ours import configuration
+    from gkd_jax import recipes
+    from gkd_jax.training.resolve import resolve
+
+    if case.what not in OBJECTIVES:
+        given = recipes.standard(*case.pair.split(","), "cifar100", case.what)
+        given.dtype, given.steps_per_call = "bfloat16", STEPS
+        return resolve(given)
+    return configuration(
+        {
+            "pair": case.pair.split(","),
+            "objective": case.what,
+            "batch": case.batch,
+            "cache": case.cache,
+            "student_only": False,
+            "seeds": case.students,
+            "seed_strategy": "auto",
+            "solver": "unrolled",
+            "dtype": "bfloat16",
+            "steps_per_call": STEPS,
+            "epochs": 240,
+        }
     )
+
+
+def _apart(case: Case, target: str) -> str:
+    """Returns a line by a process of its own: XLA ends one that it cannot compile in."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(row, case, target).result()
+        except BrokenProcessPool:
+            return f"{_begun(case)} XLA ends the process | | | |"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", default=NO_CACHE, choices=CACHES)
     parser.add_argument("--students", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--method", default=None)
     return parser
 
 
@@ -94,31 +146,36 @@ def execute(argv: Sequence[str]) -> str:
     """Counts what was asked for, and returns the table.
 
     Raises:
-      UserError: if XLA cannot compile for the target here.
+      UserError: if XLA cannot compile for the target here, or there is no such method.
     """
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
+    from gkd_jax import recipes
+
     given = _parser().parse_args(argv)
-    asked: Any = _PROMISED
-    if given.pair:
-        asked = ((given.pair, given.objective, given.cache, given.students),)
+    names = recipes.names() if given.method in (None, "all") else given.method.split(",")
+    for name in names:
+        if name not in recipes.names():
+            raise unknown("method", name, recipes.names())
+    methods = [Case(given.pair or _METHODS, name) for name in names]
+    if given.pair and not given.method:
+        methods = [Case(given.pair, given.objective, given.cache, given.students, given.batch)]
     lines = [_HEAD, "|---|---|---|---|---|---|---|---|"]
-    for each in asked:
-        lines.append(row(*each, *count(*each, given.batch, given.target)))
+    for case in methods if given.pair else (*PROMISED, *methods):
+        lines.append(_apart(case, given.target))
         sys.stderr.write(lines[-1] + "\n")
     text = "\n".join(lines)
     if not given.pair:
         command = shlex.join(["python", "-m", "experiments.launches", *argv])
-        said = f"Batch {given.batch}, bfloat16, jax {jax.__version__}, {datetime.date.today().isoformat()}: `{command}`"
+        said = f"bfloat16, jax {jax.__version__}, {datetime.date.today().isoformat()}: `{command}`"
         file = RESULTS / f"launches-{given.target}.md"
         file.write_text(f"# What a training step starts on one {given.target}\n\n{_SAID}\n\n{said}\n\n{text}\n")
     return text
 
 
-_SAID = """Compiled for a device that was not there, and counted in the program's text: **no time was measured**.
-Sinkhorn is `unrolled`. GB a step are what all kernels read and write, each its whole operands and results, caches not
-considered."""
+_SAID = """Compiled for a device that was not there, and counted in the program's text: **no time was measured**. In
+objectives Sinkhorn is `unrolled`. GB a step are what all kernels read and write, each its whole operands and results,
+caches not considered; memory is what a step takes beside its arguments."""
 
 
 if __name__ == "__main__":

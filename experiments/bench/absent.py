@@ -9,10 +9,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.bench.ours import configuration
 from gkd_jax.errors import UserError
 
-_STEPS = 8  # of an epoch, and of the program: long enough to stay a loop
+STEPS = 8  # of an epoch, and of the program: long enough to stay a loop
 
 
 class Target(NamedTuple):
@@ -52,11 +51,15 @@ class Compiled(NamedTuple):
     temporary: int
 
 
-def compiled(setup: Mapping[str, Any], target: str) -> Compiled:
-    """Returns the training step of a setup of `experiments.bench.ours`, in bfloat16, as it would run on a `target`.
+def compiled(resolved: Mapping[str, Any], target: str) -> Compiled:
+    """Returns the training step of a run on CIFAR-100, as it would be on one `target`.
+
+    Args:
+      resolved: its configuration, of `STEPS` steps a call; bfloat16 is what "auto" is there.
+      target: of `TARGETS`.
 
     Raises:
-      UserError: if what compiles for it is not installed.
+      UserError: if what compiles for the target is not installed.
     """
     import jax
 
@@ -70,10 +73,8 @@ def compiled(setup: Mapping[str, Any], target: str) -> Compiled:
         residency = Residency("device", "it is taken for granted")
 
     platform, devices = TARGETS[target].platform, _devices(TARGETS[target], target)
-    setup = {**setup, "dtype": "bfloat16", "steps_per_call": _STEPS}
-    job = synthetic.job(
-        configuration(setup), setup["pair"][0], images=_STEPS * setup["batch"], classes=setup["num_classes"]
-    )
+    images = STEPS * resolved["batch_size"]
+    job = synthetic.job(resolved, resolved["teacher"]["model"], images=images, classes=100)
     # The arguments' shapes come from a program that is here, with the networks in the form for over there
     here = Program(job, devices=jax.devices("cpu")[:1], platform=platform)
     if here.recall is not None:

@@ -38,7 +38,7 @@ def convolve(
     if form != "plain" and groups == x.shape[-1] == out:
         return depthwise_taps(x, kernel, stride=stride, padding=padding, one_sum=form == "matmul")
     if form != "plain" and (height, width, padding) == (1, 1, 0):
-        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], groups)
+        return _pointwise(_every(x, stride), kernel[0, 0], groups)
     halves = stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0
     if (height, width, padding, groups) == (3, 3, 1, 1) and (stride == 1 or halves):
         if form == "native" and x.dtype.name in native.TYPES:
@@ -53,6 +53,13 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _every(x: Float[Array, "b h w k"], stride: int) -> Float[Array, "b i j k"]:
+    if stride == 1:
+        return x
+    # Apart from the product: where a convolution reads the same map, XLA for GPUs (jaxlib 0.10.2) dies of fusing both
+    return lax.optimization_barrier(x[:, ::stride, ::stride])
 
 
 def _pointwise(x: Float[Array, "b h w k"], kernel: Float[Array, "i o"], groups: int) -> Float[Array, "b h w o"]:
