@@ -64,6 +64,7 @@ def compiled(resolved: Mapping[str, Any], target: str) -> Compiled:
     import jax
 
     from experiments import synthetic
+    from gkd_jax import models
     from gkd_jax.data.residency import Residency
     from gkd_jax.training.program import Program
 
@@ -74,8 +75,9 @@ def compiled(resolved: Mapping[str, Any], target: str) -> Compiled:
 
     platform, devices = TARGETS[target].platform, _devices(TARGETS[target], target)
     images = STEPS * resolved["batch_size"]
-    job = synthetic.job(resolved, resolved["teacher"]["model"], images=images, classes=100)
-    # The arguments' shapes come from a program that is here, with the networks in the form for over there
+    with models.fixed_form(models.conv_form(platform)):  # not that of this machine
+        job = synthetic.job(resolved, resolved["teacher"]["model"], images=images, classes=100)
+    # The arguments' shapes come from a program that is here
     here = Program(job, devices=jax.devices("cpu")[:1], platform=platform)
     if here.recall is not None:
         here.recall.how = "by epoch"

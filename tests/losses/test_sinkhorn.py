@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_transport as reference
 import pytest
+from scipy import special
 
 from gkd_jax.losses import sinkhorn, transport
 
@@ -49,6 +50,28 @@ def test_solvers_agree_before_convergence(iterations):
     np.testing.assert_allclose(ours.cost, ott.cost, atol=1e-5)
     np.testing.assert_allclose(ours.marginal_error, ott.marginal_error, atol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), our_grads, ott_grads)
+
+
+@pytest.mark.parametrize("mass", [None, sinkhorn.FLOOR])
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e5])
+def test_far_costs_and_little_mass_are_those_of_logarithms(scale, mass):
+    """Costs of up to 1e5 ε, where every exponential that nothing is taken out of is 0: in double precision by NumPy."""
+    rng = np.random.default_rng(3)
+    cost = scale * rng.uniform(size=(1, 6, 6)) ** 4
+    a, b = rng.dirichlet(np.ones(6), 2)
+    if mass is not None:
+        a[:3], b[2:5] = mass, mass
+        a, b = a / a.sum(), b / b.sum()
+    f = np.log(a) / 2
+    for _ in range(10):
+        g = np.log(b) - special.logsumexp(f[:, None] - cost[0], 0)
+        f = np.log(a) - special.logsumexp(g[None] - cost[0], 1)
+    wanted = a @ (f - np.log(a)) + b @ (g - np.log(b)) + 1 - np.exp(f[:, None] + g - cost[0]).sum()
+    args = [jnp.asarray(x, jnp.float32) for x in (cost, a[None], b[None], [1.0])]
+    ours = sinkhorn.solve(*args, 10, "unrolled")
+    np.testing.assert_allclose(ours.cost, wanted, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda cost: sinkhorn.solve(cost, *args[1:], 10, "unrolled").cost.sum())(args[0])
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

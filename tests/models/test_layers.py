@@ -18,15 +18,25 @@ def test_conv_starts_with_the_variance_of_he(key):
     assert np.abs(kernel).max() > 3 * kernel.std()  # normal rather than uniform
 
 
+@pytest.fixture(scope="module", params=["matmul", "cpu"])
+def form(request):
+    """In the first the statistics are one pass, in the second two."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def normed():
+def normed(form):
     """Images, variables, and BatchNorm's train mode."""
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(2, 3, (3, 2, 2, 4)), jnp.float32)
     scale, bias, mean = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
     var = jnp.asarray(rng.uniform(1, 2, 4), jnp.float32)
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-    return x, variables, functools.partial(BatchNorm().apply, train=True, mutable=["batch_stats"])
+    return x, variables, in_training(Compute(conv=form))
+
+
+def in_training(compute):
+    return functools.partial(BatchNorm(compute).apply, train=True, mutable=["batch_stats"])
 
 
 def affine(variables, x, mean, var):
@@ -64,11 +74,9 @@ def test_batch_norm_of_one_value_stays_finite(normed):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated)))
 
 
-def test_batch_norm_in_bfloat16(normed):
+def test_batch_norm_in_bfloat16(normed, form):
     x, variables, apply = normed
-    y, updated = functools.partial(BatchNorm(Compute(jnp.bfloat16)).apply, train=True, mutable=["batch_stats"])(
-        variables, jnp.asarray(x, jnp.bfloat16)
-    )
+    y, updated = in_training(Compute(jnp.bfloat16, form))(variables, jnp.asarray(x, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     wanted, wanted_stats = apply(variables, jnp.asarray(jnp.asarray(x, jnp.bfloat16), jnp.float32))
     np.testing.assert_array_equal(y, wanted.astype(jnp.bfloat16))  # nothing but the result was rounded
@@ -84,9 +92,9 @@ def test_batch_norm_of_a_sharded_batch_is_of_the_whole(normed):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_second_derivative_of_batch_norm(x64, normed):
+def test_second_derivative_of_batch_norm(x64, normed, form):
     x, variables, _ = normed
-    layer = BatchNorm(Compute(jnp.float64))
+    layer = BatchNorm(Compute(jnp.float64, form))
 
     def f(x, scale):
         params = variables["params"] | {"scale": scale}

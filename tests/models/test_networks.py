@@ -60,6 +60,20 @@ def test_folding_changes_nothing(name):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["resnet8_eighth", "wrn_16_2", "mobilenetv2_half"])
+def test_a_folded_network_holds_its_convolutions_in_the_type_that_they_compute_in(name, key):
+    """So that no step casts them again; the result is what it was, to the last bit."""
+    model = models.create(name, num_classes=3, dtype=jnp.bfloat16)
+    variables = model.init(key, IMAGES[:1])
+    again, folded = model.fold(variables)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(folded["params"])[0]:
+        wide = any("norm" in part.key or part.key == "classifier" for part in path)
+        assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), path
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), folded)
+    logits = [again.apply(given, IMAGES, train=False)[0].logits for given in (folded, wide)]
+    np.testing.assert_array_equal(*logits)
+
+
 def test_only_norms_behind_no_convolution_are_left_when_folded():
     def norms(name):
         paths = jax.tree_util.tree_flatten_with_path(run(name).folded["params"])[0]
