@@ -9,10 +9,9 @@ would take on one device, and finds out whether XLA compiles it at all. Nothing 
 finds out on a device by trying is left to its default. Without --pair it counts what the project promises a time for
 and every method, and writes experiments/results/launches-TARGET.md.
 
-It needs what compiles for the target and no device, in an environment of its own, since JAX would look for one:
+It needs what compiles for the target, and no device, in an environment of its own, since JAX would look for one:
 
-    pip install -e . jax-cuda12-plugin jax-cuda12-pjrt     # h200; of the version of jaxlib
-    pip install -e . libtpu                                # v5e
+    pip install -e '.[aot]'
 """
 
 import argparse
@@ -78,7 +77,7 @@ def row(case: Case, target: str) -> str:
       UserError: if XLA cannot compile for the target here.
     """
     program = compiled(_configuration(case), target)
-    found = started(program.text, program.steps)
+    found = started(program.text)
     libraries = sum(number for kind, number in found.launches.items() if kind.startswith("__"))
     return f"{_begun(case)} {found.total:,} | {libraries} | {found.bytes / 1e9:.2f} | {program.temporary / 1e6:,.0f} |"
 

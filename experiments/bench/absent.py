@@ -20,20 +20,18 @@ class Target(NamedTuple):
     Attributes:
       platform: as JAX names it.
       topology: of one or more of them.
-      needs: what to install to compile for it.
       options: of the description.
     """
 
     platform: str
     topology: str
-    needs: str
     options: Mapping[str, str] = {}
 
 
 _H200 = (pathlib.Path(__file__).parent / "h200.txtpb").read_text()
 TARGETS = {
-    "h200": Target("cuda", "1x1x1", "jax-cuda12-plugin jax-cuda12-pjrt", {"target_config": _H200, "topology": "1x1x1"}),
-    "v5e": Target("tpu", "v5e:2x2", "libtpu"),
+    "h200": Target("cuda", "1x1x1", {"target_config": _H200, "topology": "1x1x1"}),
+    "v5e": Target("tpu", "v5e:2x2"),
 }
 
 
@@ -41,13 +39,11 @@ class Compiled(NamedTuple):
     """A program for another machine.
 
     Attributes:
-      text: its optimised HLO.
-      steps: that its loop does.
+      text: its optimised HLO, a loop over steps.
       temporary: bytes of memory beside its arguments and results.
     """
 
     text: str
-    steps: int
     temporary: int
 
 
@@ -90,7 +86,7 @@ def compiled(resolved: Mapping[str, Any], target: str) -> Compiled:
     steps = there.call_at(0)
     lowered = there.jitted_step_at(0, steps).trace(*given).lower(lowering_platforms=(platform,))
     program = lowered.compile()
-    return Compiled(program.as_text(), steps, program.memory_analysis().temp_size_in_bytes)
+    return Compiled(program.as_text(), program.memory_analysis().temp_size_in_bytes)
 
 
 def _devices(target: Target, name: str) -> Any:
@@ -100,4 +96,5 @@ def _devices(target: Target, name: str) -> Any:
     try:
         return topologies.get_topology_desc(target.topology, target.platform, **target.options).devices
     except (NotImplementedError, RuntimeError) as error:
-        raise UserError(f"XLA cannot compile for {name} here: pip install {target.needs} ({error})") from error
+        needed = "in an environment of its own: pip install -e '.[aot]'"
+        raise UserError(f"XLA cannot compile for {name} here; {needed} ({error})") from error

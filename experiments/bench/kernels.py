@@ -19,10 +19,10 @@ _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
 
 class Started(NamedTuple):
-    """What one turn of a program's longest loop starts.
+    """What one turn of the longest loop of a program starts.
 
     Attributes:
-      launches: kernels and calls of a library's, by kind.
+      launches: kernels and calls of libraries, by kind; those of a loop inside as often as it turns, if it says so.
       bytes: that all of them read and write, each its operands and results; what stays in a cache is counted again.
     """
 
@@ -35,32 +35,32 @@ class Started(NamedTuple):
         return self.launches.total()
 
 
-def started(text: str, turns: int) -> Started:
-    """Returns what a turn of the loop of so many `turns` starts.
+def started(text: str) -> Started:
+    """Returns what a turn of the program's loop starts.
 
     Raises:
-      ValueError: if no such loop is in the program.
+      ValueError: if it is no loop.
     """
-    computations = _computations(text)
-    for lines in computations.values():
-        for line in lines:
-            trips = _TRIPS.search(line)
-            if " while(" in line and trips and int(trips[1]) == turns:
-                launches: collections.Counter[str] = collections.Counter()
-                moved = sum(_walk(computations, _found(_BODY, line), 1, launches))
-                return Started(launches, moved)
-    raise ValueError(f"the program has no loop of {turns} turns")
+    computations, main = _computations(text)
+    bodies = [_found(_BODY, line) for line in computations[main] if " while(" in line]
+    if not bodies:
+        raise ValueError("the program is no loop")
+    launches: collections.Counter[str] = collections.Counter()
+    moved = sum(_walk(computations, max(bodies, key=lambda body: len(computations[body])), 1, launches))
+    return Started(launches, moved)
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Returns the instructions of each computation, and the name of the main one."""
     found: dict[str, list[str]] = {}
-    lines: list[str] = []
+    main, lines = "", []
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if head := _HEAD.match(line):
             lines = found[head[2]] = []
+            main = head[2] if head[1] else main
         elif " = " in line:
             lines.append(line)
-    return found
+    return found, main
 
 
 def _walk(

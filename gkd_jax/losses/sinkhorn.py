@@ -101,13 +101,12 @@ def _solve_unrolled(
     log_a, log_b = jnp.log(a), jnp.log(b)
     # Potentials in units of epsilon.
     s, r, c = jax.lax.stop_gradient((scaled, log_a, log_b))
-    across = s.swapaxes(1, 2)  # each sum is along the last axis, which a GPU takes in one launch
-    g = c - jax.nn.logsumexp((r / 2)[:, None, :] - across, axis=2)
+    g = c - jax.nn.logsumexp((r / 2)[:, :, None] - s, axis=1)
     f = r - jax.nn.logsumexp(g[:, None, :] - s, axis=2)
     for _ in range(iterations - 1):
         # The same from the plan's sums, which need no maximum taken out, and so a launch less: as the rows sum to a, no
         # column sums to more than 1, nor to less than its b times the least of a, since before the rows it summed to b.
-        g = g + c - jnp.log(jnp.sum(jnp.exp(g[:, :, None] + f[:, None, :] - across), axis=2))
+        g = g + c - jnp.log(jnp.sum(jnp.exp(f[:, :, None] + g[:, None, :] - s), axis=1))
         f = f + r - jnp.log(jnp.sum(jnp.exp(f[:, :, None] + g[:, None, :] - s), axis=2))
     columns = jnp.sum(jnp.exp(f[:, :, None] + g[:, None, :] - scaled), axis=1)
     dual = jnp.sum(a * (f - log_a), axis=1) + jnp.sum(b * (g - log_b), axis=1)
