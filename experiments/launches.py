@@ -29,7 +29,7 @@ from experiments.bench.absent import STEPS, TARGETS, compiled
 from experiments.bench.kernels import started
 from experiments.bench.protocol import OBJECTIVES
 from gkd_jax.arguments import Parser, status
-from gkd_jax.config import CACHES, NO_CACHE
+from gkd_jax.config import CACHES, NO_CACHE, NO_TEACHER
 from gkd_jax.errors import unknown
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -152,10 +152,12 @@ def execute(argv: Sequence[str]) -> str:
     from gkd_jax import recipes
 
     given = _parser().parse_args(argv)
-    names = recipes.names() if given.method in (None, "all") else given.method.split(",")
+    standard = {name: recipes.standard(*_METHODS.split(","), "cifar100", name) for name in recipes.names()}
+    known = [name for name, config in standard.items() if config.teacher.model != NO_TEACHER]
+    names = known if given.method in (None, "all") else given.method.split(",")
     for name in names:
-        if name not in recipes.names():
-            raise unknown("method", name, recipes.names())
+        if name not in known:
+            raise unknown("method", name, known)
     methods = [Case(given.pair or _METHODS, name) for name in names]
     if given.pair and not given.method:
         methods = [Case(given.pair, given.objective, given.cache, given.students, given.batch)]
