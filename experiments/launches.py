@@ -11,7 +11,7 @@ and every method, and writes experiments/results/launches-TARGET.md.
 
 It needs what compiles for the target, and no device, in an environment of its own, since JAX would look for one:
 
-    pip install -e '.[aot]'
+    pip install -c constraints.txt -e '.[aot]'
 """
 
 import argparse

@@ -96,5 +96,5 @@ def _devices(target: Target, name: str) -> Any:
     try:
         return topologies.get_topology_desc(target.topology, target.platform, **target.options).devices
     except (NotImplementedError, RuntimeError) as error:
-        needed = "in an environment of its own: pip install -e '.[aot]'"
+        needed = "in an environment of its own: pip install -c constraints.txt -e '.[aot]'"
         raise UserError(f"XLA cannot compile for {name} here; {needed} ({error})") from error

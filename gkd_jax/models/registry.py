@@ -58,7 +58,8 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, conv: str =
       dtype: of activations, float32 or bfloat16; parameters, statistics and logits are float32 in either case.
       conv: form of the convolutions, "matmul", "cpu", "native" or "plain" (`convolution.convolve`), and with it of
         BatchNorm's sums, with the same variables; resolve it from the platform that will run the network with
-        `conv_form`. Forward mode (`jax.jvp`, `jax.hessian`) is for "plain": through the others it raises TypeError.
+        `conv_form`. Forward mode (`jax.jvp`, `jax.hessian`) needs "plain": it raises TypeError where a form has
+        derivatives of its own.
 
     Raises:
       UserError: if no network has that name, there are fewer than two classes, dtype or form is not one of these, or

@@ -77,7 +77,7 @@ def test_what_to_install_is_said():
         pytest.skip("it is installed")
     run = launches(sys.executable, "--pair", "resnet8,resnet8")
     assert run.returncode == 2
-    assert "pip install -e '.[aot]'" in run.stderr
+    assert "pip install -c constraints.txt -e '.[aot]'" in run.stderr
     assert "Traceback" not in run.stderr
 
 
