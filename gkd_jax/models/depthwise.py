@@ -1,6 +1,8 @@
 """Depthwise convolutions as one shifted multiply-add for each tap of the kernel."""
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -53,14 +55,12 @@ def depthwise_taps(
     return convolution(Static(stride, *kernel.shape[:2], *x.shape[1:3]), x, kernel)
 
 
-def _shifts(static: Static, x: Array) -> list[Array]:
-    """Returns what each tap meets, in the kernel's order."""
+def _shifts(static: Static, x: Array) -> Iterator[tuple[tuple[int, int], Array]]:
+    """Yields each tap's place in the kernel and what it meets."""
     step = static.stride
-    return [
-        x[:, i : i + step * (static.rows - 1) + 1 : step, j : j + step * (static.columns - 1) + 1 : step]
-        for i in range(static.height)
-        for j in range(static.width)
-    ]
+    for i, j in itertools.product(range(static.height), range(static.width)):
+        rows = slice(i, i + step * (static.rows - 1) + 1, step)
+        yield (i, j), x[:, rows, j : j + step * (static.columns - 1) + 1 : step]
 
 
 def _wide(x: Array) -> Array:
@@ -68,11 +68,10 @@ def _wide(x: Array) -> Array:
 
 
 def _taps(static: Static, x: Array, kernel: Array) -> Array:
-    taps = _wide(kernel).reshape(-1, kernel.shape[-1])
-    products = [
-        _wide(shifted) * tap for shifted, tap in zip(_shifts(static, x), taps[:, None, None, None], strict=True)
-    ]
-    return sum(products[1:], products[0]).astype(x.dtype)
+    total = jnp.zeros((x.shape[0], static.rows, static.columns, x.shape[3]), _wide(x).dtype)
+    for place, shifted in _shifts(static, x):
+        total = total + _wide(shifted) * _wide(kernel[place][None, None])
+    return total.astype(x.dtype)
 
 
 def _input_gradient(static: Static, dy: Array, kernel: Array) -> Array:
@@ -83,7 +82,7 @@ def _input_gradient(static: Static, dy: Array, kernel: Array) -> Array:
 
 def _weight_gradient(static: Static, x: Array, dy: Array) -> Array:
     # Stacked, so that a compiler sees one sum; it reads the maps themselves and keeps no copy of a stack
-    shifted = jnp.stack(_shifts(static, x))
+    shifted = jnp.stack([shifted for _, shifted in _shifts(static, x)])
     taps = jnp.sum(_wide(shifted) * _wide(dy)[None], (1, 2, 3))
     return taps.reshape(static.height, static.width, 1, -1).astype(dy.dtype)
 
