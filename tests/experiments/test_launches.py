@@ -112,9 +112,9 @@ def counted(python, *arguments):
         # What the project promises a time for; most of it is launches
         ("resnet50,mobilenetv2_half", "kd", 850),
         ("resnet32x4,resnet8x4", "kd", 250),
-        # Strided products beside strided convolutions, and gradients of gradients
-        ("resnet20,resnet8", "full", 500),
-        ("wrn_16_2,shufflenetv2", "kd", 1500),
+        # Gradients of gradients; grouped products
+        pytest.param("resnet20,resnet8", "full", 500, marks=pytest.mark.exhaustive),
+        pytest.param("wrn_16_2,shufflenetv2", "kd", 1500, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_step_compiles_for_a_gpu_that_is_not_there(python, pair, objective, most):
@@ -122,5 +122,6 @@ def test_a_step_compiles_for_a_gpu_that_is_not_there(python, pair, objective, mo
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_step_compiles_for_a_tpu_that_is_not_there(python):
     assert counted(python, "--target", "v5e", "--pair", "resnet8,resnet8_eighth", "--objective", "kd+gm") > 100
