@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.bench.work import array_bytes
+from experiments.bench import hlo
 
 # Names for what is there already
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "async-done", "async-update", "copy-done"}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
 _CALLED = re.compile(r"(?:to_apply|calls|called_computation)=%?([\w.\-]+)")
 _BODY = re.compile(r"body=%?([\w.\-]+)")
 _TRIPS = re.compile(r"known_trip_count\D+(\d+)")
@@ -54,7 +53,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Returns the instructions of each computation, and the name of the main one."""
     found: dict[str, list[str]] = {}
     main, lines = "", []
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+    for line in hlo.without_comments(text).splitlines():
         if head := _HEAD.match(line):
             lines = found[head[2]] = []
             main = head[2] if head[1] else main
@@ -69,22 +68,20 @@ def _walk(
     """Adds what a computation starts to `launches`; yields the bytes of each."""
     sizes = {}
     for line in computations[name]:
-        match = _INSTRUCTION.match(line)
-        if match is None:
+        found = hlo.instruction(line)
+        if found is None:
             continue
-        result, kind, opcode, operands = match.groups()
-        sizes[result] = array_bytes(kind)
-        if opcode in _FREE:
+        sizes[found.name] = hlo.array_bytes(found.kind)
+        if found.opcode in _FREE:
             continue
-        if opcode == "while":
+        if found.opcode == "while":
             trips = _TRIPS.search(line)
             yield from _walk(computations, _found(_BODY, line), times * int(trips[1] if trips else 1), launches)
-        elif opcode in ("call", "async-start"):
+        elif found.opcode in ("call", "async-start"):
             yield from _walk(computations, _found(_CALLED, line), times, launches)
         else:
-            launches[_TARGET.search(line)[1] if opcode == "custom-call" else opcode] += times
-            read = sum(sizes.get(operand, 0.0) for operand in re.findall(r"%?([\w.\-]+)(?:,|$)", operands))
-            yield times * (sizes[result] + read)
+            launches[_found(_TARGET, line) if found.opcode == "custom-call" else found.opcode] += times
+            yield times * (sizes[found.name] + sum(sizes.get(operand, 0.0) for operand in found.operands))
 
 
 def _found(pattern: re.Pattern[str], line: str) -> str:

@@ -7,17 +7,13 @@ convolutions, in float32, of one device.
 """
 
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-# An instruction of optimised HLO: its name, the type of its result, its kind, its operands
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)", re.MULTILINE)
-_ARRAY = re.compile(r"\b(pred|[subf]\w*?(\d+)\w*|c\d+)\[([\d,]*)\]")
+from experiments.bench import hlo
 
 
 def flops(setup: Mapping[str, Any], devices: int = 1) -> float | None:
@@ -47,28 +43,14 @@ def library_bytes(text: str) -> float:
     Args:
       text: the program, optimised.
     """
-    instructions = [match.groups() for match in _INSTRUCTION.finditer(re.sub(r"/\*.*?\*/", "", text))]
-    sizes = {name: array_bytes(kind) for name, kind, _, _ in instructions}
-    total = 0.0
-    for name, _, opcode, operands in instructions:
-        if opcode == "custom-call":
-            read = [operand.split("%")[-1].strip() for operand in _split(operands)]
-            total += 1 + sizes[name] + sum(sizes.get(operand, 0) for operand in read)
-    return total
-
-
-def array_bytes(kind: str) -> float:
-    """Returns the bytes of the arrays of a type, such as `(bf16[64,10]{1,0}, u8[4096]{0})`, but for working memory."""
+    lines = map(hlo.instruction, hlo.without_comments(text).splitlines())
+    found = [line for line in lines if line is not None]
+    sizes = {line.name: hlo.array_bytes(line.kind) for line in found}
     return sum(
-        math.prod(int(n) for n in shape.split(",") if n) * (int(bits) / 8 if bits else 1)
-        for array, bits, shape in _ARRAY.findall(kind)
-        if array != "u8"
+        1 + sizes[line.name] + sum(sizes.get(operand, 0.0) for operand in line.operands)
+        for line in found
+        if line.opcode == "custom-call"
     )
-
-
-def _split(operands: str) -> list[str]:
-    """Returns operands one by one, with or without their types."""
-    return re.findall(r"%[\w.\-]+|(?:(?<=^)|(?<=, ))[A-Za-z_][\w.\-]*(?=,|$)", operands)
 
 
 def main() -> None:
